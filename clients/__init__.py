@@ -1,0 +1,1 @@
+"""What runs at a site: the executor that answers the server's tasks."""

@@ -1,0 +1,1 @@
+"""fedspleen's learning code, job description and command line."""

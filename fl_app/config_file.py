@@ -1,0 +1,243 @@
+"""Read a job file; report every mistake in it at once, each at its line; print every setting."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fl_app.config import Job, NetworkSettings
+from fl_app.errors import ConfigError
+
+Key = tuple[str | int, ...]
+
+# pydantic's error types whose own words a job's author would not understand
+_ALLOWED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a section of key: value lines",
+    "model_attributes_type": "a section of key: value lines",
+}
+
+
+def load_job(path: Path, overrides: Mapping[Key, Any] | None = None) -> Job:
+    """The job in a YAML file.
+
+    Args:
+        path: the job file.
+        overrides: values that replace the file's, by key, such as ``{("federation", "rounds"): 3}``.
+
+    Raises:
+        ConfigError: one line for each mistake: ``file:line key: value - what is allowed (did you mean ...?)``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a text file: {error}") from None
+    return parse_job(text, str(path), overrides)
+
+
+def parse_job(text: str, name: str = "job", overrides: Mapping[Key, Any] | None = None) -> Job:
+    """The job in a YAML text; ``name`` stands for the file in messages. Raises as `load_job`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) if root is not None else {}
+        lines = dict(_lines(root)) if root is not None else {}
+        mistakes = [
+            (line, f"{'.'.join(map(str, key))}: given twice - each key once") for key, line in _twice(root)
+        ]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        if isinstance(error, RecursionError):
+            problem = "nested too deeply, or an alias that contains itself"
+        else:
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name}:1: a job file holds sections such as 'data:' and 'training:', not {values!r:.60}"
+        )
+    # a section whose lines are all commented out is left at its defaults
+    values = {key: value for key, value in values.items() if value is not None}
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        job = Job.model_validate(values, context=_context(values))
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            key = _key(values, item)
+            mistakes.append((_line(lines, key), _sentence(key, item)))
+    if mistakes:
+        raise ConfigError("\n".join(f"{name}:{line} {sentence}" for line, sentence in sorted(mistakes)))
+    return job
+
+
+def reported_metrics(labels: Iterable[str]) -> tuple[str, ...]:
+    """Names of the metrics that a site reports each round for these organs; the trainer reports exactly these."""
+    return ("val_dice", *(f"val_dice_{label}" for label in labels))
+
+
+def settings_table(job: Job) -> list[tuple[str, str, str, str]]:
+    """Every setting: (key, value in this job, default, meaning with unit), in the order of the file."""
+    return list(_rows(job, Job(), ()))
+
+
+def _rows(section: BaseModel, defaults: BaseModel, prefix: Key) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in type(section).model_fields.items():
+        value, default = getattr(section, name), getattr(defaults, name)
+        if isinstance(value, BaseModel):
+            yield from _rows(value, default, (*prefix, name))
+        else:
+            meaning = field.description or ""
+            choices = _choices(type(section), name)
+            if choices:
+                meaning = f"one of {', '.join(choices)}. {meaning}"
+            yield ".".join(map(str, (*prefix, name))), _plain(value), _plain(default), meaning
+
+
+def _choices(section: type[BaseModel], name: str) -> list[str]:
+    schema = section.model_json_schema()["properties"][name]
+    return [str(choice) for choice in schema.get("enum", [])]
+
+
+def _plain(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).replace("\n...", "").strip()
+
+
+def _context(values: dict[Any, Any]) -> dict[str, Any]:
+    """What checks in one section need to know of another, so that they need not wait until all else is right."""
+    context: dict[str, Any] = {}
+    data = values.get("data")
+    labels = data.get("labels", {"spleen": 1}) if isinstance(data, dict) else {"spleen": 1}
+    if isinstance(labels, dict):
+        context["reported_metrics"] = reported_metrics(map(str, labels))
+    try:
+        context["patch_multiple"] = NetworkSettings.model_validate(values.get("network", {})).patch_multiple
+    except ValidationError:
+        context["patch_multiple"] = 1
+    return context
+
+
+def _set(values: dict[Any, Any], key: Key, value: Any) -> None:
+    for part in key[:-1]:
+        section = values.setdefault(part, {})
+        if not isinstance(section, dict):
+            return  # the section itself is a mistake, reported as such
+        values = section
+    values[key[-1]] = value
+
+
+def _lines(node: yaml.Node, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Each key of a YAML document with its line, counted from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = (*prefix, str(key_node.value))
+            yield key, key_node.start_mark.line + 1
+            yield from _lines(value_node, key)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value_node in enumerate(node.value):
+            yield (*prefix, index), value_node.start_mark.line + 1
+            yield from _lines(value_node, (*prefix, index))
+
+
+def _twice(node: yaml.Node | None, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            name = str(key_node.value)
+            if name in seen:
+                yield (*prefix, name), key_node.start_mark.line + 1
+            seen.add(name)
+            yield from _twice(value_node, (*prefix, name))
+
+
+def _key(values: Any, item: Any) -> Key:
+    """The key of a mistake as it stands in the file: pydantic adds parts for unions and mapping keys."""
+    key: list[str | int] = []
+    for part in item["loc"]:
+        if part == "[key]":
+            break
+        key.append(part)
+    if not key and "multiples of" in item["msg"]:
+        key = ["data", "patch_voxels"]
+    return tuple(key)
+
+
+def _line(lines: dict[Key, int], key: Key) -> int:
+    """The line of a key, or of the nearest section above it that is in the file."""
+    while key:
+        textual = tuple(part if isinstance(part, int) else str(part) for part in key)
+        if textual in lines:
+            return lines[textual]
+        key = key[:-1]
+    return 1
+
+
+def _sentence(key: Key, item: Any) -> str:
+    name = ".".join(map(str, key)) or "job"
+    value, kind, context = item.get("input"), item["type"], item.get("ctx", {})
+    shown = repr(value) if not isinstance(value, (dict, BaseModel)) else "{...}"
+    if kind == "extra_forbidden":
+        allowed = _siblings(key)
+        return (
+            f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(str(key[-1]), allowed)}"
+        )
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{name}: {shown} - one of {', '.join(choices)}{_did_you_mean(str(value), choices)}"
+    if kind == "missing":
+        parent = ".".join(map(str, key[:-1]))
+        return f"{parent}: {value!r} - needs {key[-1] + 1 if isinstance(key[-1], int) else key[-1]} values or more"
+    hint = _did_you_mean(str(value), context.get("choices", []))
+    return f"{name}: {shown[:80]} - {_what(item)}{hint}"
+
+
+def _what(item: Any) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind in _ALLOWED:
+        return _ALLOWED[kind]
+    limits = {
+        "greater_than": "more than {gt}",
+        "greater_than_equal": "{ge} or more",
+        "less_than": "less than {lt}",
+        "less_than_equal": "{le} or less",
+    }
+    if kind in limits:
+        return limits[kind].format(**context)
+    if kind in ("too_long", "too_short"):
+        return f"a list of {context.get('max_length') or context.get('min_length')} values"
+    if kind == "string_pattern_mismatch":
+        return "lower-case letters, digits, '-' and '_', at most 40, beginning with a letter or digit"
+    return str(item["msg"])
+
+
+def _siblings(key: Key) -> list[str]:
+    """The keys that are allowed beside this one."""
+    section: type[BaseModel] = Job
+    for part in key[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)
+
+
+def _did_you_mean(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Find, check, split, preprocess and sample a site's images and labels."""

@@ -1,0 +1,34 @@
+"""Every error that a user can cause.
+
+UserError                 printed as one sentence, never as a traceback
+|-- ConfigError           a job file or a setting is wrong               exit code 2
+|-- UsageError            a command was called with wrong arguments      exit code 2
+|-- DataError             a site's images or labels cannot be used       exit code 1
+`-- FederationError       a federation could not start or not finish     exit code 1
+"""
+
+
+class UserError(Exception):
+    """One clear sentence (or one a line): what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A job file, or a setting in it, is wrong."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """A command was called with arguments that do not fit."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A site's images or labels cannot be used as they are."""
+
+
+class FederationError(UserError):
+    """A federation could not start, or could not finish."""

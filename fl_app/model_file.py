@@ -1,0 +1,82 @@
+"""A model as one safetensors file: weights, and as metadata all that is needed to use them. Loading runs no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fl_app.config import Job
+from fl_app.config_file import parse_job
+from fl_app.errors import ConfigError, DataError
+
+_KEY = "fedspleen"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        job: the job that trained it: network, labels, preprocessing.
+        round: after which round; 0 is the untrained network.
+        metric: name and value by which it was chosen, or none.
+        versions: of the software that wrote it.
+    """
+
+    job: Job
+    round: int
+    metric: tuple[str, float] | None
+    versions: Mapping[str, str]
+
+
+def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
+    """Write a model; a kill at any instant leaves the old file or the new one."""
+    described = {
+        "job": info.job.model_dump(mode="json"),
+        "labels": {"background": 0}
+        | {organ: number for number, organ in enumerate(info.job.data.labels, start=1)},
+        "round": info.round,
+        "metric": info.metric,
+        "versions": dict(info.versions),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()},
+        temporary,
+        {_KEY: json.dumps(described)},
+    )
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """Weights by name, and what the file says of itself.
+
+    Raises:
+        DataError: the file is missing, damaged, or not a model of fedspleen.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            described = json.loads((stream.metadata() or {})[_KEY])
+            weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+        metric = described["metric"]
+        info = ModelInfo(
+            job=parse_job(json.dumps(described["job"]), str(path)),
+            round=int(described["round"]),
+            metric=(str(metric[0]), float(metric[1])) if metric else None,
+            versions=described["versions"],
+        )
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such model file") from None
+    except (KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError, ConfigError) as error:
+        raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {error}") from None
+    return weights, info

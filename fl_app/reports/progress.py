@@ -1,0 +1,91 @@
+"""A run as it goes on: a line for each finished round, and in a terminal a status line below."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+from fl_app.result import Result, Round
+
+
+class Progress:
+    """Prints what is new in a growing result; use as a context manager.
+
+    Args:
+        console: where to print. Outside a terminal there is no status line, only plain lines.
+        sites: how many take part.
+    """
+
+    def __init__(self, console: Console, sites: int) -> None:
+        self._console = console
+        self._sites = sites
+        self._printed = 0
+        self._ready = False
+        self._started = time.monotonic()
+        self._status = Status(f"starting {sites} sites", console=console)
+
+    def __enter__(self) -> Progress:
+        """Show the status line."""
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Take the status line away."""
+        self._status.stop()
+
+    def update(self, result: Result) -> None:
+        """Print each round that is complete, its model validated."""
+        if result.rounds and not self._ready:
+            self._ready = True
+            devices = ", ".join(sorted({f"{site.device} {site.precision}" for site in result.sites.values()}))
+            self._console.print(
+                f"{len(result.sites)} sites ready after {time.monotonic() - self._started:.0f} s ({devices}); "
+                f"{result.parameters / 1e6:.1f} million parameters"
+            )
+            for site, reason in result.refused.items():
+                self._console.print(f"{site} takes no part: {reason}", style="bold red")
+        for number in range(self._printed, len(result.rounds)):
+            if result.rounds[number].dice is None:
+                break
+            self._console.print(round_line(result, result.rounds[number]))
+            self._printed = number + 1
+        self._status.update(status_line(result))
+
+
+def round_line(result: Result, done: Round) -> str:
+    """One finished round in one line."""
+    parts = []
+    for name, site in sorted(done.sites.items()):
+        loss = "-" if site.loss is None else f"{site.loss:.3f}"
+        dice = "-" if site.dice is None else f"{site.dice:.3f}"
+        parts.append(f"{name} {loss}/{dice}")
+    left_out = "".join(f"; {site} left out: {reason}" for site, reason in sorted(done.left_out.items()))
+    width = len(str(result.rounds_asked))
+    return (
+        f"round {done.number:{width}}/{result.rounds_asked}  Dice {done.dice:.3f}  "
+        f"loss/Dice: {', '.join(parts)}  {done.seconds:.1f} s  {time_left(result)}{left_out}"
+    )
+
+
+def status_line(result: Result) -> str:
+    """What is going on now."""
+    if not result.rounds:
+        return f"{len(result.sites)} sites have checked and prepared their data"
+    current = result.rounds[-1]
+    if current.number == result.rounds_asked and current.seconds:
+        return "testing the best model on the held-out test cases" if current.dice else "validating the last model"
+    trained = ", ".join(sorted(current.sites)) or "none yet"
+    return f"round {current.number}/{result.rounds_asked}: trained by {trained}; {time_left(result)}"
+
+
+def time_left(result: Result) -> str:
+    """An estimate from the rounds so far; their median is not disturbed by a slow first one."""
+    seconds = sorted(done.seconds for done in result.rounds if done.seconds)
+    if not seconds:
+        return "time left unknown"
+    left = seconds[len(seconds) // 2] * (result.rounds_asked - len(seconds))
+    return f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"

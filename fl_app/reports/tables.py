@@ -1,0 +1,52 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from fl_app.result import Result, SiteScores, weighted_mean
+
+
+def test_table(result: Result) -> Table:
+    """Each site's held-out test cases under the final model."""
+    final = result.final
+    assert final is not None  # a finished run has been tested
+    table = Table(title=f"Held-out test cases, model after round {final.round}", title_justify="left")
+    for heading in ("site", "cases", "Dice", "spread", "surface Dice"):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for name, scores in final.sites.items():
+        table.add_row(name, str(scores.cases), number(scores.dice), number(scores.dice_std), number(scores.surface_dice))
+    cases = sum(scores.cases for scores in final.sites.values())
+    table.add_section()
+    table.add_row("all", str(cases), number(final.mean_dice), "", number(final.mean_surface_dice))
+    return table
+
+
+def comparison_table(result: Result) -> Table:
+    """Each site's test cases under each model: one row a model, one column a site."""
+    final = result.final
+    assert final is not None
+    names = list(final.sites)
+    table = Table(title="Test Dice: which model, on whose test cases", title_justify="left")
+    table.add_column("model")
+    table.add_column("steps", justify="right")
+    for name in names:
+        table.add_column(f"{name}\n{final.sites[name].cases} cases", justify="right")
+    table.add_column("all", justify="right")
+    own = {name: result.baselines[f"local-{name}"].sites[name] for name in names}
+    steps = result.baselines[f"local-{names[0]}"].steps
+    rows: list[tuple[str, str, dict[str, SiteScores]]] = [
+        ("local: each site's own", str(steps), own),
+        *((f"  {name}'s model", str(steps), result.baselines[f"local-{name}"].sites) for name in names),
+        ("federated", f"{len(names)} x {steps}", final.sites),
+        ("centralised", str(result.baselines["centralised"].steps), result.baselines["centralised"].sites),
+    ]
+    for label, taken, scores in rows:
+        mean = weighted_mean((each.dice, each.cases) for each in scores.values())
+        table.add_row(label, taken, *(number(scores[name].dice) for name in names), number(mean))
+    return table
+
+
+def number(value: float | None) -> str:
+    """A score, or a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,246 @@
+"""A whole federation on this machine: data for the sites, FLARE's simulator, and one folder with the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from fl_app.config import Job
+from fl_app.data.cases import find_cases, find_sites
+from fl_app.data.findings import Finding, format_findings
+from fl_app.data.phantom import make_cohort
+from fl_app.data.site_check import check_site, split_site
+from fl_app.data.splits import assign_to_sites
+from fl_app.errors import DataError, FederationError, UsageError
+from fl_app.processes import running
+from fl_app.result import Baseline, Result, read_result, write_result
+from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, write_site
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What to simulate.
+
+    Attributes:
+        job: the job.
+        out: the result's folder; must not hold a result yet.
+        data: a data set, or a folder with a sub-folder for each site; none: the phantom cohort.
+        sites: how many; none: as many as ``data`` has sub-folders, else 3.
+        split: how one data set is divided among the sites: iid, by-size, dirichlet:ALPHA or same.
+        device: auto, cpu, cuda or cuda:N.
+        shared: folder for what the next run can use again: the phantom cohort, prepared cases.
+    """
+
+    job: Job
+    out: Path
+    data: Path | None = None
+    sites: int | None = None
+    split: str = "iid"
+    device: str = "auto"
+    shared: Path = field(default_factory=lambda: Path("results"))
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the caller hears while a simulation runs.
+
+    Attributes:
+        say: one line of news.
+        warn: findings of the data check that are no errors, by site.
+        progress: the result as it grows.
+        baseline: the baselines' names and how many are done.
+    """
+
+    say: Callable[[str], None]
+    warn: Callable[[str, list[Finding]], None]
+    progress: Callable[[Result], None]
+    baseline: Callable[[str], None]
+
+
+def run_simulation(simulation: Simulation, events: Events, compare: bool = False) -> Result:
+    """Run a federation to its end.
+
+    Raises:
+        UserError: with the cause; what was reached until then is in ``simulation.out``.
+    """
+    out = simulation.out
+    if (out / "result.json").exists():
+        raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
+    sites = _site_settings(simulation, events)
+    _check_data(simulation.job, sites, events)
+    for name, settings in sites.items():
+        write_site(out / "sites" / name / "site.yaml", settings)
+    job_file = out / "job.yaml"
+    job_file.write_text(yaml.safe_dump(simulation.job.model_dump(mode="json"), sort_keys=False))
+    environment = {
+        SITE_FILE_VARIABLE: str(out.absolute() / "sites" / "{site}" / "site.yaml"),
+        # each site gets its share of the processor, in NumPy's and SciPy's libraries as well
+        "OMP_NUM_THREADS": str(_threads(len(sites))),
+    }
+    _federate(simulation, list(sites), job_file, environment, events)
+    result = read_result(out / "result.json")
+    if result.status != "finished":
+        raise FederationError(result.error or f"the server ended without a result; its log is {out / 'logs'}")
+    if compare:
+        _compare(simulation, list(sites), events)
+        result = read_result(out / "result.json")
+    return result
+
+
+def _site_settings(simulation: Simulation, events: Events) -> dict[str, SiteSettings]:
+    """Each site's name and settings: its data folder, and which of its cases it has."""
+    common = {
+        "device": simulation.device,
+        "cache": (simulation.shared / "cache").absolute(),
+    }
+    folders = _site_folders(simulation, events)
+    if folders is None:
+        assert simulation.data is not None
+        dataset = find_cases(simulation.data)
+        if any(problem.severity == "error" for problem in dataset.problems):
+            raise DataError(f"{simulation.data}:\n{format_findings(dataset.problems)}")
+        if dataset.problems:
+            events.warn(str(simulation.data), list(dataset.problems))
+        parts = assign_to_sites(dataset.cases, simulation.sites or 3, simulation.split, simulation.job.seed)
+        chosen = {f"site-{index}": [case.name for case in part] for index, part in enumerate(parts, start=1)}
+        located = {name: (simulation.data, tuple(names)) for name, names in chosen.items()}
+    else:
+        located = {name: (folder, None) for name, folder in folders.items()}
+    return {
+        name: SiteSettings(
+            data=folder.absolute(),
+            cases=names,
+            threads=_threads(len(located)),
+            output=(simulation.out / "sites" / name).absolute(),
+            **common,
+        )
+        for name, (folder, names) in located.items()
+    }
+
+
+def _site_folders(simulation: Simulation, events: Events) -> dict[str, Path] | None:
+    """A folder for each site, or none where one data set is to be divided."""
+    if simulation.data is None:
+        count = 3 if simulation.sites is None else simulation.sites
+        started = time.monotonic()
+        folder = simulation.shared / "phantom" / f"{count}-sites-seed-{simulation.job.seed}"
+        made = make_cohort(folder, sites=count, seed=simulation.job.seed)
+        events.say(f"phantom cohort: {folder} ({time.monotonic() - started:.0f} s)")
+        return {path.name: path for path in made}
+    found = find_sites(simulation.data)
+    if found is None:
+        return None
+    if simulation.sites is not None and simulation.sites != len(found):
+        names = ", ".join(found)
+        raise UsageError(
+            f"--sites {simulation.sites}: {simulation.data} has a sub-folder for each of {len(found)} sites "
+            f"({names}) - leave --sites out, or remove the sub-folders that shall not take part"
+        )
+    return found
+
+
+def _check_data(job: Job, sites: dict[str, SiteSettings], events: Events) -> None:
+    """All sites' findings at once; errors stop the run before anything starts."""
+    errors: list[str] = []
+    for name, settings in sites.items():
+        findings = check_site(settings.data, job.data, settings.cache, settings.cases)
+        if any(finding.severity == "error" for finding in findings):
+            errors.append(f"{name} ({settings.data}):\n{format_findings(findings)}")
+        elif findings:
+            events.warn(name, findings)
+        try:
+            parts = split_site(settings.data, job.data, job.seed, settings.cases)
+        except DataError as error:
+            errors.append(f"{name} ({settings.data}): {error}")
+        else:
+            counts = ", ".join(f"{len(cases)} {part}" for part, cases in parts.items())
+            events.say(f"{name}: {counts}")
+    if errors:
+        raise DataError("\n".join(["the data check found errors; nothing was started", *errors]))
+
+
+def _federate(
+    simulation: Simulation, sites: list[str], job_file: Path, environment: dict[str, str], events: Events
+) -> None:
+    out = simulation.out
+    workspace = out.absolute() / "flare"
+    growing = workspace / "server" / "simulate_job" / "result" / "result.json"
+    command = [sys.executable, "-m", "fl_app.job", str(workspace), str(job_file.absolute()), *sites]
+    try:
+        with running(command, out / "logs" / "simulator.log", environment) as process:
+            _follow(process, growing, events)
+    finally:
+        _collect(workspace, out, sites)
+    if not (out / "result.json").exists():
+        raise FederationError(f"FLARE's simulator ended before the server had begun; see {out / 'logs' / 'simulator.log'}")
+
+
+def _follow(process: subprocess.Popen[bytes], growing: Path, events: Events) -> None:
+    """Report progress until the run has ended: by its own word, or because the process is gone."""
+    seen = 0
+    while True:
+        ended = process.poll() is not None
+        changed = growing.stat().st_mtime_ns if growing.exists() else 0
+        if changed != seen:
+            seen = changed
+            result = read_result(growing)
+            events.progress(result)
+            # the simulator takes seconds to take itself down; there is nothing in them to wait for
+            ended = ended or result.status != "running"
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _collect(workspace: Path, out: Path, sites: list[str]) -> None:
+    """Move what is worth keeping from FLARE's workspace into the result's folder."""
+    logs = {"server": workspace / "server" / "log.txt"}
+    logs |= {site: workspace / site / "log.txt" for site in sites}
+    for name, path in logs.items():
+        if path.exists():
+            path.replace(out / "logs" / f"{name}.log")
+    kept = workspace / "server" / "simulate_job" / "result"
+    if kept.exists():
+        for item in kept.iterdir():
+            item.replace(out / item.name)
+    shutil.rmtree(workspace, ignore_errors=True)
+    path = out / "result.json"
+    if path.exists():
+        result = read_result(path)
+        if result.status == "running":
+            result.status, result.error = "interrupted", "the run was ended before its last round"
+            write_result(path, result)
+
+
+def _compare(simulation: Simulation, sites: list[str], events: Events) -> None:
+    """Train without federation, with the same code and budget; the scores go into ``result.json``."""
+    out = simulation.out
+    path = out / "result.json"
+    result = read_result(path)
+    command = [sys.executable, "-m", "fl_app.baselines", str(out.absolute()), *sites]
+    with running(command, out / "logs" / "baselines.log", {}) as process:
+        while process.poll() is None:
+            for name in [*(f"local-{site}" for site in sites), "centralised"]:
+                report = out / "baselines" / f"{name}.json"
+                if name not in result.baselines and report.exists():
+                    result.baselines[name] = Baseline.model_validate_json(report.read_text())
+                    write_result(path, result)
+                    events.baseline(name)
+            time.sleep(_POLL_SECONDS)
+    if process.returncode or len(result.baselines) < len(sites) + 1:
+        raise FederationError(f"the baselines could not be trained; see {out / 'logs' / 'baselines.log'}")
+
+
+def _threads(sites: int) -> int:
+    """A site's share of the processor's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // sites)

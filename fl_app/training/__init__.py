@@ -1,0 +1,1 @@
+"""Train and score a segmentation network on one site's cases. Nothing here knows of the federation."""

@@ -1,0 +1,24 @@
+"""Choose where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from fl_app.errors import ConfigError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for auto, cpu, cuda or cuda:N; auto is the first GPU where there is one.
+
+    Raises:
+        ConfigError: it is no such name, or this machine has no such GPU.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name, _, index = wanted.partition(":")
+    if name not in ("cpu", "cuda") or (index and not index.isdigit()) or (name == "cpu" and index):
+        raise ConfigError(f"device: {wanted!r} - one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device: {wanted!r} - this machine has {found} usable GPU(s); use cpu or auto")
+    return torch.device(wanted)

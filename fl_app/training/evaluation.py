@@ -1,0 +1,82 @@
+"""Predict whole volumes window by window, and score them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.utils import sliding_window_inference
+from monai.transforms import SpatialResample
+from torch import nn
+
+from fl_app.config import Job
+from fl_app.data.preparation import PreparedCase, load_label
+from fl_app.training.metrics import CaseScore, dice, surface_dice
+from fl_app.training.precision import MixedPrecision
+
+
+@torch.no_grad()
+def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedPrecision) -> torch.Tensor:
+    """Probabilities (1 + organs, x, y, z) float32 on the device, for a prepared image (1, x, y, z)."""
+    network.eval()
+    volume = image[None].to(precision.device, torch.float32)
+    with precision.autocast():
+        logits = sliding_window_inference(
+            volume,
+            job.data.patch_voxels,
+            sw_batch_size=4 if precision.device.type == "cuda" else 1,
+            predictor=network,
+            overlap=job.evaluation.overlap,
+            mode="gaussian",
+        )
+    return logits[0].float().softmax(0)
+
+
+def score_prepared(
+    network: nn.Module, cases: Sequence[PreparedCase], job: Job, precision: MixedPrecision
+) -> list[CaseScore]:
+    """Dice of each case on the job's grid: quick, for choosing the best model."""
+    scores = []
+    for case in cases:
+        predicted = predict(network, case.image, job, precision).argmax(0).cpu()
+        scores.append(CaseScore(case.name, dice(predicted, case.label[0], tuple(job.data.labels))))
+    return scores
+
+
+def score_native(
+    network: nn.Module, cases: Sequence[PreparedCase], job: Job, precision: MixedPrecision
+) -> list[CaseScore]:
+    """Dice and normalised surface distance of each case on the grid that its annotator drew on: for the final test."""
+    organs = tuple(job.data.labels)
+    scores = []
+    for case in cases:
+        assert case.source.label is not None  # a case without a label does not pass the data check
+        truth = load_label(case.source.label, job.data)
+        probabilities = predict(network, case.image, job, precision).cpu()
+        predicted = to_native_grid(probabilities, case.affine, truth)
+        spacing = truth.pixdim.tolist()
+        labels = truth.as_tensor()[0]
+        tolerance = job.evaluation.surface_tolerance_mm
+        scores.append(
+            CaseScore(
+                case.name,
+                dice(predicted, labels, organs),
+                surface_dice(predicted, labels, organs, spacing, tolerance),
+            )
+        )
+    return scores
+
+
+def to_native_grid(probabilities: torch.Tensor, affine: torch.Tensor, native: MetaTensor) -> torch.Tensor:
+    """The label map (x, y, z) uint8 on ``native``'s grid, by linear interpolation of the probabilities.
+
+    Args:
+        probabilities: (channels, x, y, z) on the prepared grid.
+        affine: (4, 4) of the prepared grid, voxel to mm in RAS.
+        native: a volume (1, x, y, z) on the wanted grid.
+    """
+    resampled = SpatialResample(mode="bilinear", padding_mode="zeros")(
+        MetaTensor(probabilities, affine=affine), dst_affine=native.affine, spatial_size=native.shape[1:]
+    )
+    return resampled.as_tensor().argmax(0).to(torch.uint8)

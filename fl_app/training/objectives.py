@@ -1,0 +1,57 @@
+"""Losses and optimisers by name, and how the learning rate falls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from monai.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss
+from monai.optimizers.novograd import Novograd
+from torch import nn
+
+from fl_app.config import TrainingSettings
+
+
+def build_loss(name: str) -> nn.Module:
+    """Loss of logits (batch, 1 + organs, x, y, z) against labels (batch, 1, x, y, z).
+
+    Soft Dice (Milletari et al., 3DV 2016, eq. 4, squared denominators off) over the organs of the whole batch,
+    alone or plus cross-entropy (Isensee et al., Nature Methods 2021) or focal loss (Lin et al., ICCV 2017).
+    """
+    # batch=True: one Dice over the batch, so that a patch without the organ does not push towards all or nothing
+    common: dict[str, Any] = {
+        "to_onehot_y": True,
+        "softmax": True,
+        "include_background": False,
+        "batch": True,
+    }
+    if name == "dice":
+        return DiceLoss(**common)
+    if name == "dice_focal":
+        return DiceFocalLoss(**common)
+    return DiceCELoss(**common)
+
+
+def build_optimizer(settings: TrainingSettings, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that the job names, over all of the network's parameters."""
+    parameters, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "novograd":
+        return Novograd(parameters, lr=rate, weight_decay=decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.99, nesterov=True)
+
+
+def learning_rate(settings: TrainingSettings, progress: float) -> float:
+    """The learning rate when ``progress`` (0 to 1) of the job's steps are done.
+
+    cosine: r/2 (1 + cos(pi p)) (Loshchilov and Hutter, ICLR 2017); polynomial: r (1 - p)^0.9 (nnU-Net).
+    """
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if settings.schedule == "polynomial":
+        return float(settings.learning_rate * (1 - progress) ** 0.9)
+    return settings.learning_rate

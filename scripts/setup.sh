@@ -1,0 +1,37 @@
+# Sourced by simulate.sh and tests/run.sh from the project's root: makes .venv as requirements.lock says, once.
+# PYTHON=/path/to/python3.12 chooses the interpreter; PIP_* variables work as pip documents them.
+
+fedspleen_setup() {
+    local python stamp wanted candidate
+    python=${PYTHON:-}
+    if [ -z "$python" ]; then
+        for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+                python=$candidate
+                break
+            fi
+        done
+    fi
+    if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        echo "fedspleen needs Python 3.10 or later${python:+, and $python is not}; install it, or set PYTHON=/path/to/python" >&2
+        return 1
+    fi
+    stamp=.venv/fedspleen-installed
+    # moving the folder breaks a virtual environment, so the place is part of what must be the same
+    wanted=$(cat requirements.lock pyproject.toml scripts/setup.sh | cksum; pwd)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return 0
+    fi
+    echo "setting up .venv (once; downloads several hundred MB) ..."
+    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+        echo "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2
+        return 1
+    fi
+    "$python" -m venv --clear .venv || return 1
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock ||
+        ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; then
+        echo "the packages could not be installed; pip's message is above. Start again once its cause is mended." >&2
+        return 1
+    fi
+    printf '%s\n' "$wanted" >"$stamp"
+}

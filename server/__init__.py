@@ -1,0 +1,1 @@
+"""What runs at the server: the workflow, the aggregation, the checkpoints."""

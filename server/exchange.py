@@ -1,0 +1,81 @@
+"""When a round is over: all have answered, or the quorum has and the grace time is past, or the time is up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+
+class Exchange:
+    """Keeps count of the answers to one task.
+
+    Args:
+        sites: who was asked.
+        quorum: how many good answers are enough.
+        time_limit: seconds from the start until the exchange ends in any case.
+        grace: seconds to wait for the others once the quorum has answered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        quorum: int,
+        time_limit: float,
+        grace: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sites = tuple(sites)
+        self.quorum = quorum
+        self.left_out: dict[str, str] = {}
+        self.good: list[str] = []
+        self.closed = False
+        self.lock = threading.Lock()
+        self._clock = clock
+        self._end = clock() + time_limit
+        self._time_limit = time_limit
+        self._grace = grace
+        self._quorum_end: float | None = None
+
+    def accept(self, site: str) -> None:
+        """A site's answer was good."""
+        self.good.append(site)
+        if len(self.good) >= self.quorum and self._quorum_end is None:
+            self._quorum_end = self._clock() + self._grace
+
+    def leave_out(self, site: str, reason: str) -> None:
+        """A site's answer cannot be used."""
+        self.left_out[site] = reason
+
+    def is_over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        waiting = self.waiting()
+        if not waiting or len(self.good) + len(waiting) < self.quorum:
+            return True
+        now = self._clock()
+        return now >= self._end or (self._quorum_end is not None and now >= self._quorum_end)
+
+    def waiting(self) -> list[str]:
+        """Who has not answered."""
+        return [site for site in self.sites if site not in self.good and site not in self.left_out]
+
+    def close(self) -> None:
+        """No more answers count; who has not answered is left out, and why is said."""
+        self.closed = True
+        for site in self.waiting():
+            if self._clock() >= self._end:
+                self.left_out[site] = (
+                    f"it did not answer within {self._time_limit:g} s (federation.round_time_limit_s)"
+                )
+            elif len(self.good) >= self.quorum:
+                self.left_out[site] = (
+                    f"it did not answer within {self._grace:g} s after the quorum (federation.grace_s)"
+                )
+            else:
+                self.left_out[site] = "it had not answered when the quorum could no longer be reached"
+
+    @property
+    def reached_quorum(self) -> bool:
+        """Whether enough answers are good."""
+        return len(self.good) >= self.quorum

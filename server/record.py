@@ -1,0 +1,129 @@
+"""Writes down what happens, as it happens: ``result.json`` is complete up to the last event at any time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fl_app.config import Job
+from fl_app.messages import SiteReady, TestReport, TrainReport, Validation
+from fl_app.result import (
+    Final,
+    Result,
+    Round,
+    Site,
+    SiteRound,
+    site_scores,
+    software_versions,
+    weighted_mean,
+    write_result,
+)
+
+
+class Record:
+    """The result of a run under way.
+
+    Args:
+        path: where ``result.json`` goes.
+        job: the job.
+    """
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self._path = path
+        self._job = job
+        self._started = time.monotonic()
+        self.result = Result(
+            name=job.name,
+            seed=job.seed,
+            rounds_asked=job.federation.rounds,
+            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=software_versions(),
+            config=job.model_dump(mode="json"),
+        )
+
+    def save(self) -> None:
+        """Write the file."""
+        self.result.seconds = round(time.monotonic() - self._started, 3)
+        write_result(self._path, self.result)
+
+    def site_ready(self, site: str, ready: SiteReady) -> None:
+        """A site has checked and prepared its data."""
+        facts = ready.model_dump(exclude={"warnings", "seconds"})
+        self.result.sites[site] = Site(
+            **facts, data_warnings=ready.warnings, preparation_seconds=round(ready.seconds, 3)
+        )
+        self.save()
+
+    def round_started(self, number: int) -> None:
+        """The model is on its way to the sites."""
+        self.result.rounds.append(Round(number=number))
+        self.save()
+
+    def site_trained(self, site: str, report: TrainReport, received: int, sent: int) -> None:
+        """A site's update has arrived and is in the average."""
+        self.result.rounds[-1].sites[site] = SiteRound(
+            loss=report.loss,
+            steps=report.steps,
+            training_seconds=round(report.training_seconds, 3),
+            validation_seconds=round(report.received.seconds, 3),
+            bytes_received=received,
+            bytes_sent=sent,
+        )
+        self.save()
+
+    def round_finished(self, seconds: float, weights: Mapping[str, int], left_out: Mapping[str, str]) -> None:
+        """The new model is saved."""
+        current = self.result.rounds[-1]
+        current.seconds = round(seconds, 3)
+        current.left_out = dict(left_out)
+        total = sum(weights.values())
+        for site, weight in weights.items():
+            current.sites[site].weight = weight / total
+        self.save()
+
+    def model_validated(self, number: int, scores: Mapping[str, Validation]) -> float | None:
+        """The sites have scored the model after round ``number`` (0: untrained); the best-model metric's mean."""
+        names = sorted({name for validation in scores.values() for name in validation.metrics})
+        means = {
+            name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names
+        }
+        if number == 0:
+            self.result.initial_dice = means.get("val_dice")
+        else:
+            measured = self.result.rounds[number - 1]
+            measured.metrics, measured.dice = means, means.get("val_dice")
+            for site, validation in scores.items():
+                entry = measured.sites.setdefault(site, SiteRound())
+                entry.metrics, entry.dice = dict(validation.metrics), validation.metrics.get("val_dice")
+                entry.validation_cases = validation.cases
+        self.save()
+        return means.get(self._job.federation.best_metric)
+
+    def tested(
+        self, number: int, value: float | None, reports: Mapping[str, TestReport], left_out: Mapping[str, str]
+    ) -> None:
+        """The sites have scored the best model on their test cases."""
+        sites = {site: site_scores(report) for site, report in sorted(reports.items())}
+        self.result.final = Final(
+            round=number,
+            best_metric=self._job.federation.best_metric,
+            best_value=value,
+            mean_dice=weighted_mean((scores.dice, scores.cases) for scores in sites.values()),
+            mean_dice_over_sites=weighted_mean((scores.dice, 1) for scores in sites.values()),
+            mean_surface_dice=weighted_mean((scores.surface_dice, scores.cases) for scores in sites.values()),
+            sites=sites,
+            left_out=dict(left_out),
+        )
+        self.save()
+
+    def finished(self) -> None:
+        """All went as it should."""
+        self.result.status = "finished"
+        self.save()
+
+    def failed(self, error: str) -> None:
+        """The run ended early."""
+        self.result.status, self.result.error = "failed", error
+        self.save()
