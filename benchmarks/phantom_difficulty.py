@@ -1,7 +1,8 @@
 """Measures whether the phantom cohort is hard enough to mean something.
 
-    python benchmarks/phantom_difficulty.py                 thresholds only, about a minute
-    python benchmarks/phantom_difficulty.py --learn         also trains a small 3D U-Net at each site and on all
+    python benchmarks/phantom_difficulty.py                     thresholds only, about a minute
+    python benchmarks/phantom_difficulty.py --learn             also trains a small 3D U-Net on all sites' cases
+    python benchmarks/phantom_difficulty.py --learn --alone     and one on each site's cases
 
 An oracle that knows the truth searches one window of HU for the whole cohort, with and without smoothing, and the
 better of two rules for picking the spleen among the connected components. What it reaches is what a method without
@@ -42,8 +43,7 @@ def cases_of(site: Path) -> Iterator[Case]:
     """Reads a site's cases, turned to RAS."""
     for path in sorted((site / "imagesTr").glob("*.nii.gz")):
         image, truth = (
-            nibabel.as_closest_canonical(nibabel.load(site / folder / path.name))
-            for folder in ("imagesTr", "labelsTr")
+            nibabel.as_closest_canonical(nibabel.load(site / folder / path.name)) for folder in ("imagesTr", "labelsTr")
         )
         spacing = tuple(float(value) for value in image.header.get_zooms())
         yield Case(np.asarray(image.dataobj, np.float32), np.asarray(truth.dataobj) > 0, spacing)
@@ -78,9 +78,11 @@ def threshold_scores(case: Case) -> NDArray[np.float64]:
     return scores
 
 
-def best_threshold(sites: list[list[Case]]) -> tuple[float, list[float], str]:
-    """Returns the best mean Dice over all cases, each site's share of it, and the settings that reach it."""
-    scores = [np.stack([threshold_scores(case) for case in cases]) for cases in sites]
+def best_threshold(scores: list[NDArray[np.float64]]) -> tuple[list[float], float, str]:
+    """Takes each site's scores, shape (cases, smoothings, lowest, widths, 2), and finds one setting for all.
+
+    Returns each site's mean Dice under that setting, the mean over all cases, and the setting in words.
+    """
     means = np.concatenate(scores).mean(0)
     best = np.unravel_index(means.argmax(), means.shape)
     lowest = LOWEST_HU[best[1]]
@@ -88,7 +90,7 @@ def best_threshold(sites: list[list[Case]]) -> tuple[float, list[float], str]:
         f"{lowest} to {lowest + WIDTHS_HU[best[2]]} HU, smoothed {SMOOTHINGS_MM[best[0]]} mm, "
         f"largest component {('anywhere', 'on the left')[best[3]]}"
     )
-    return float(means.max()), [float(score[(slice(None), *best)].mean()) for score in scores], settings
+    return [float(score[(slice(None), *best)].mean()) for score in scores], float(means.max()), settings
 
 
 def resampled(case: Case, spacing_mm: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -157,18 +159,12 @@ def learn(training: list[Case], tests: list[list[Case]], steps: int, seed: int =
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--learn", action="store_true", help="also train a small U-Net (needs torch and MONAI)"
-    )
-    parser.add_argument(
-        "--alone", action="store_true", help="with --learn: also train one at each site alone"
-    )
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--learn", action="store_true", help="also train a small U-Net (needs torch and MONAI)")
+    parser.add_argument("--alone", action="store_true", help="with --learn: also train one at each site alone")
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -178,11 +174,12 @@ def main() -> None:
         sites = [list(cases_of(path)) for path in paths]
     names = [path.name for path in paths]
     print("best threshold".ljust(22), *(name.rjust(8) for name in (*names, "all")))
-    score, by_site, settings = best_threshold(sites)
-    print("one for all sites".ljust(22), *(f"{value:8.3f}" for value in (*by_site, score)), "  ", settings)
-    for name, cases in zip(names, sites, strict=True):
-        score, _, settings = best_threshold([cases])
-        print(f"for {name} only".ljust(22), f"{score:8.3f}", "  ", settings)
+    scores = [np.stack([threshold_scores(case) for case in cases]) for cases in sites]
+    by_site, mean, settings = best_threshold(scores)
+    print("one for all sites".ljust(22), *(f"{value:8.3f}" for value in (*by_site, mean)), "  ", settings)
+    for position, (name, score) in enumerate(zip(names, scores, strict=True)):
+        _, mean, settings = best_threshold([score])
+        print(f"for {name} only".ljust(22) + " " * 9 * position, f"{mean:8.3f}", "  ", settings)
     if not arguments.learn:
         return
     import torch

@@ -60,6 +60,7 @@ class SiteExecutor(Executor):
         }
         # values that stay here (FedBN), as they were after each round: the best round is known only at the end
         self._local_values: dict[int, Values] = {}
+        self._scored: tuple[Values, Validation] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """FLARE's events: tensors can travel once the run has started."""
@@ -137,7 +138,12 @@ class SiteExecutor(Executor):
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 
     def _score(self) -> Validation:
-        """Score the network as it stands on the validation cases."""
+        """Score the network as it stands on the validation cases; what has not changed is not scored again."""
         started = time.monotonic()
+        now = self._trainer.all_values()
+        if self._scored and all(torch.equal(now[name], self._scored[0][name]) for name in now):
+            return self._scored[1].model_copy(update={"seconds": time.monotonic() - started})
         scores = self._trainer.score(self._data.validation)
-        return validation_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
+        report = validation_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
+        self._scored = now, report
+        return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors import SafetensorError
 
 from fl_app.errors import ConfigError, DataError, UserError
 from fl_app.messages import SiteFailure
@@ -16,7 +17,7 @@ def classify(error: BaseException) -> SiteFailure:
         return SiteFailure(kind="data")
     if isinstance(error, (ConfigError, UserError)):
         return SiteFailure(kind="configuration")
-    if isinstance(error, OSError):
+    if isinstance(error, (OSError, SafetensorError)):  # the latter from writing a prepared case to a full disk
         return SiteFailure(kind="disk")
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):
         return SiteFailure(kind="memory")  # torch's CPU allocator has no class of its own

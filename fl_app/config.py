@@ -22,6 +22,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        number = cls.model_fields[str(info.field_name)].annotation in (int, float)
+        if isinstance(value, bool) and number:
+            raise _mistake("a number; YAML reads yes, no, on and off as true and false")
+        return value
+
 
 class DataSettings(Settings):
     """What is segmented, and how images are brought to one grid."""

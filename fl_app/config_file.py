@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from fl_app.config import Job, NetworkSettings
 from fl_app.errors import ConfigError
 
 Key = tuple[str | int, ...]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 70, 70
 
 # pydantic's error types whose own words a job's author would not understand
 _ALLOWED = {
@@ -57,32 +61,31 @@ def parse_job(text: str, name: str = "job", overrides: Mapping[Key, Any] | None 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text) if root is not None else {}
-        lines = dict(_lines(root)) if root is not None else {}
-        mistakes = [
-            (line, f"{'.'.join(map(str, key))}: given twice - each key once") for key, line in _twice(root)
-        ]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mistakes = [(line, f"{_named(key)}: given twice - each key once") for key, line in _twice(root)]
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # PyYAML's own errors, and what its constructors let through for values such as "!!bool maybe"
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         if isinstance(error, RecursionError):
             problem = "nested too deeply, or an alias that contains itself"
+        elif isinstance(error, (LookupError, AttributeError, TypeError)):
+            problem = "a value is not what its tag (such as !!bool) says"
         else:
-            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "a value is malformed")
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
+    if values is None:
+        values = {}  # a document that begins and holds nothing
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{name}:1: a job file holds sections such as 'data:' and 'training:', not {values!r:.60}"
-        )
-    # a section whose lines are all commented out is left at its defaults
-    values = {key: value for key, value in values.items() if value is not None}
+        raise ConfigError(f"{name}:1: a job file holds sections such as 'data:' and 'training:', not {_shown(values)}")
+    values = _without_empty(values, Job)
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     try:
         job = Job.model_validate(values, context=_context(values))
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            key = _key(values, item)
-            mistakes.append((_line(lines, key), _sentence(key, item)))
+        # by key, because pydantic reports each value that a list lacks
+        found = {_key(item): item for item in error.errors(include_url=False)}
+        mistakes += [(_line(root, key), _sentence(key, item)) for key, item in found.items()]
     if mistakes:
         raise ConfigError("\n".join(f"{name}:{line} {sentence}" for line, sentence in sorted(mistakes)))
     return job
@@ -127,7 +130,7 @@ def _context(values: dict[Any, Any]) -> dict[str, Any]:
     data = values.get("data")
     labels = data.get("labels", {"spleen": 1}) if isinstance(data, dict) else {"spleen": 1}
     if isinstance(labels, dict):
-        context["reported_metrics"] = reported_metrics(map(str, labels))
+        context["reported_metrics"] = reported_metrics(label for label in labels if isinstance(label, str))
     try:
         context["patch_multiple"] = NetworkSettings.model_validate(values.get("network", {})).patch_multiple
     except ValidationError:
@@ -144,69 +147,97 @@ def _set(values: dict[Any, Any], key: Key, value: Any) -> None:
     values[key[-1]] = value
 
 
-def _lines(node: yaml.Node, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
-    """Each key of a YAML document with its line, counted from 1."""
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            key = (*prefix, str(key_node.value))
-            yield key, key_node.start_mark.line + 1
-            yield from _lines(value_node, key)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value_node in enumerate(node.value):
-            yield (*prefix, index), value_node.start_mark.line + 1
-            yield from _lines(value_node, (*prefix, index))
+def _without_empty(values: Mapping[Any, Any], section: type[BaseModel]) -> dict[Any, Any]:
+    """A section whose lines are all commented out is left at its defaults, and so is a setting of the top level."""
+    kept = {}
+    for key, value in values.items():
+        field = section.model_fields.get(key) if isinstance(key, str) else None
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if isinstance(value, dict):
+                value = _without_empty(value, inner)
+            if value is None:
+                continue
+        if value is not None or section is not Job:
+            kept[key] = value
+    return kept
 
 
-def _twice(node: yaml.Node | None, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
-    if isinstance(node, yaml.MappingNode):
+def _twice(node: yaml.Node | None, prefix: Key = (), seen_nodes: set[int] | None = None) -> Iterator[tuple[Key, int]]:
+    """Keys that a mapping holds twice; a node with many aliases is looked at once."""
+    seen_nodes = set() if seen_nodes is None else seen_nodes
+    if isinstance(node, yaml.MappingNode) and id(node) not in seen_nodes:
+        seen_nodes.add(id(node))
         seen: set[str] = set()
         for key_node, value_node in node.value:
             name = str(key_node.value)
             if name in seen:
                 yield (*prefix, name), key_node.start_mark.line + 1
             seen.add(name)
-            yield from _twice(value_node, (*prefix, name))
+            yield from _twice(value_node, (*prefix, name), seen_nodes)
 
 
-def _key(values: Any, item: Any) -> Key:
+def _key(item: Any) -> Key:
     """The key of a mistake as it stands in the file: pydantic adds parts for unions and mapping keys."""
     key: list[str | int] = []
     for part in item["loc"]:
         if part == "[key]":
             break
         key.append(part)
+    if item["type"] == "missing":
+        key.pop()  # the place in a list that is too short
     if not key and "multiples of" in item["msg"]:
         key = ["data", "patch_voxels"]
     return tuple(key)
 
 
-def _line(lines: dict[Key, int], key: Key) -> int:
-    """The line of a key, or of the nearest section above it that is in the file."""
-    while key:
-        textual = tuple(part if isinstance(part, int) else str(part) for part in key)
-        if textual in lines:
-            return lines[textual]
-        key = key[:-1]
-    return 1
+def _line(node: yaml.Node | None, key: Key) -> int:
+    """The line of a key, or of the nearest section above it that is in the file, counted from 1."""
+    line = 1
+    for part in key:
+        if isinstance(node, yaml.MappingNode):
+            # of a key that is given twice the last one counts
+            pairs = [pair for pair in node.value if str(pair[0].value) == str(part)][-1:]
+            start, node = pairs[0] if pairs else (None, None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            start = node = node.value[part]
+        else:
+            start = None
+        if start is None:
+            break
+        line = start.start_mark.line + 1
+    return line
+
+
+def _named(key: Key) -> str:
+    """A key as it is printed, always in one line."""
+    return ".".join(part if part.isprintable() else ascii(part) for part in map(str, key))
+
+
+def _shown(value: Any) -> str:
+    """A value as it is printed: short, whatever it is."""
+    if isinstance(value, (dict, BaseModel)):
+        return "{...}"
+    try:
+        return _SHORT.repr(value)[:80]
+    except ValueError:
+        return "a huge number"
 
 
 def _sentence(key: Key, item: Any) -> str:
-    name = ".".join(map(str, key)) or "job"
+    name = _named(key) or "job"
     value, kind, context = item.get("input"), item["type"], item.get("ctx", {})
-    shown = repr(value) if not isinstance(value, (dict, BaseModel)) else "{...}"
+    shown = _shown(value)
     if kind == "extra_forbidden":
         allowed = _siblings(key)
         return (
-            f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(str(key[-1]), allowed)}"
+            f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(key[-1], allowed)}"
         )
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{name}: {shown} - one of {', '.join(choices)}{_did_you_mean(str(value), choices)}"
-    if kind == "missing":
-        parent = ".".join(map(str, key[:-1]))
-        return f"{parent}: {value!r} - needs {key[-1] + 1 if isinstance(key[-1], int) else key[-1]} values or more"
-    hint = _did_you_mean(str(value), context.get("choices", []))
-    return f"{name}: {shown[:80]} - {_what(item)}{hint}"
+        return f"{name}: {shown} - one of {', '.join(choices)}{_did_you_mean(value, choices)}"
+    hint = _did_you_mean(value, context.get("choices", []))
+    return f"{name}: {shown} - {_what(item)}{hint}"
 
 
 def _what(item: Any) -> str:
@@ -221,6 +252,8 @@ def _what(item: Any) -> str:
     }
     if kind in limits:
         return limits[kind].format(**context)
+    if kind == "missing":
+        return f"a list of {item['loc'][-1] + 1} values"
     if kind in ("too_long", "too_short"):
         return f"a list of {context.get('max_length') or context.get('min_length')} values"
     if kind == "string_pattern_mismatch":
@@ -238,6 +271,6 @@ def _siblings(key: Key) -> list[str]:
     return list(section.model_fields)
 
 
-def _did_you_mean(word: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+def _did_you_mean(word: Any, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word[:80], list(choices), n=1, cutoff=0.6) if isinstance(word, str) else []
     return f" (did you mean {close[0]}?)" if close else ""

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from nvflare.job_config.api import FedJob
+from nvflare.private.fed.app.simulator.simulator_runner import SimulatorRunner
 
 from clients.executor import SiteExecutor
 from fl_app.config import Job
@@ -37,12 +38,19 @@ def build_flare_job(job: Job, sites: int) -> FedJob:
 
 def run_simulator(workspace: Path, job: Job, sites: list[str]) -> int:
     """Run the job in FLARE's simulator with a process per site; the simulator's exit code."""
-    local = workspace / "local"
+    local = workspace / "run" / "local"
     local.mkdir(parents=True, exist_ok=True)
     policy = {"format_version": 2, "class_allow_list": CLASS_ALLOW_LIST}
     (local / "resources.json").write_text(json.dumps(policy, indent=2))
-    status = build_flare_job(job, len(sites)).simulator_run(str(workspace), clients=sites, threads=len(sites))
-    return int(status or 0)
+    build_flare_job(job, len(sites)).export_job(str(workspace / "job"))
+    # in this process, which has imported what the server needs; FedJob.simulator_run would import it all again
+    runner = SimulatorRunner(
+        job_folder=str(workspace / "job" / job.name),
+        workspace=str(workspace / "run"),
+        clients=",".join(sites),
+        threads=len(sites),
+    )
+    return int(runner.run() or 0)
 
 
 if __name__ == "__main__":

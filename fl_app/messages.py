@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
@@ -86,6 +86,12 @@ class TestReport(Report):
     dice: dict[str, Spread]
     surface_dice: dict[str, Spread]
     seconds: Seconds
+
+    @model_validator(mode="after")
+    def _scores_are_of_the_same_organs(self) -> TestReport:
+        if self.dice.keys() != self.surface_dice.keys():
+            raise ValueError("dice and surface_dice must be of the same organs")
+        return self
 
 
 class SiteFailure(Report):

@@ -48,14 +48,14 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(
-        {name: value.contiguous() for name, value in weights.items()},
-        temporary,
-        {_KEY: json.dumps(described)},
-    )
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    try:
+        save_file(contiguous, temporary, {_KEY: json.dumps(described)})
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
@@ -77,6 +77,6 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         )
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such model file") from None
-    except (KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError, OSError, SafetensorError, ConfigError) as error:
         raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {error}") from None
     return weights, info

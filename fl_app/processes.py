@@ -40,7 +40,9 @@ def end_with_parent() -> None:
     adopt_orphans()
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()  # returns when the parent, which holds the other end, is gone
+        # returns when the parent, which holds the other end, is gone; sys.stdin's own lock would stop forked children
+        while os.read(sys.stdin.fileno(), 1):
+            pass
         end_descendants()
         os._exit(1)
 

@@ -131,8 +131,11 @@ def write_result(path: Path, result: Result) -> None:
     """Write ``result.json``; a reader at any instant sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(result.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> Result:

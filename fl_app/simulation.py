@@ -76,6 +76,10 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     out = simulation.out
     if (out / "result.json").exists():
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
+    if simulation.device not in ("auto", "cpu"):
+        from fl_app.training.device import choose_device  # imports torch: seconds that other runs need not wait
+
+        choose_device(simulation.device)
     sites = _site_settings(simulation, events)
     _check_data(simulation.job, sites, events)
     for name, settings in sites.items():
@@ -90,7 +94,7 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     _federate(simulation, list(sites), job_file, environment, events)
     result = read_result(out / "result.json")
     if result.status != "finished":
-        raise FederationError(result.error or f"the server ended without a result; its log is {out / 'logs'}")
+        raise FederationError(f"{result.error or 'the server ended early'} (logs: {out / 'logs'})")
     if compare:
         _compare(simulation, list(sites), events)
         result = read_result(out / "result.json")
@@ -173,9 +177,9 @@ def _federate(
     simulation: Simulation, sites: list[str], job_file: Path, environment: dict[str, str], events: Events
 ) -> None:
     out = simulation.out
-    workspace = out.absolute() / "flare"
+    workspace = out.absolute() / "flare" / "run"
     growing = workspace / "server" / "simulate_job" / "result" / "result.json"
-    command = [sys.executable, "-m", "fl_app.job", str(workspace), str(job_file.absolute()), *sites]
+    command = [sys.executable, "-m", "fl_app.job", str(workspace.parent), str(job_file.absolute()), *sites]
     try:
         with running(command, out / "logs" / "simulator.log", environment) as process:
             _follow(process, growing, events)
@@ -213,7 +217,7 @@ def _collect(workspace: Path, out: Path, sites: list[str]) -> None:
     if kept.exists():
         for item in kept.iterdir():
             item.replace(out / item.name)
-    shutil.rmtree(workspace, ignore_errors=True)
+    shutil.rmtree(workspace.parent, ignore_errors=True)
     path = out / "result.json"
     if path.exists():
         result = read_result(path)

@@ -11,6 +11,7 @@ from fl_app.errors import FederationError
 # Each product weight x difference is rounded to a multiple of 2^-32 and summed as an integer: integer addition
 # is associative, floating-point addition is not. The rounding is 2e-10, below float32's own at 1e-3.
 _SCALE = 2.0**32
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what torch can test for NaN
 _LARGEST = 2.0**56  # of one rounded product: more than 100 of them fit into 63 bits
 
 
@@ -34,7 +35,7 @@ class WeightedMean:
         if missing or extra:
             return f"it holds other values than the model: {len(missing)} missing, {len(extra)} unknown"
         for name, value in update.items():
-            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            if not isinstance(value, torch.Tensor) or value.dtype not in _TYPES or value.layout != torch.strided:
                 return f"{name} is not a tensor of floating-point numbers"
             if value.shape != self._like[name].shape:
                 return f"{name} has shape {tuple(value.shape)}, not {tuple(self._like[name].shape)}"

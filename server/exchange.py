@@ -39,14 +39,17 @@ class Exchange:
         self._quorum_end: float | None = None
 
     def accept(self, site: str) -> None:
-        """A site's answer was good."""
+        """A site's answer was good; only the first one counts, and none after the end."""
+        if not self._awaits(site):
+            return
         self.good.append(site)
         if len(self.good) >= self.quorum and self._quorum_end is None:
             self._quorum_end = self._clock() + self._grace
 
     def leave_out(self, site: str, reason: str) -> None:
-        """A site's answer cannot be used."""
-        self.left_out[site] = reason
+        """A site's answer cannot be used; likewise."""
+        if self._awaits(site):
+            self.left_out[site] = reason
 
     def is_over(self) -> bool:
         """Whether there is nothing more to wait for."""
@@ -60,9 +63,11 @@ class Exchange:
         """Who has not answered."""
         return [site for site in self.sites if site not in self.good and site not in self.left_out]
 
+    def _awaits(self, site: str) -> bool:
+        return not self.closed and site in self.waiting()
+
     def close(self) -> None:
         """No more answers count; who has not answered is left out, and why is said."""
-        self.closed = True
         for site in self.waiting():
             if self._clock() >= self._end:
                 self.left_out[site] = (
@@ -74,6 +79,7 @@ class Exchange:
                 )
             else:
                 self.left_out[site] = "it had not answered when the quorum could no longer be reached"
+        self.closed = True
 
     @property
     def reached_quorum(self) -> bool:

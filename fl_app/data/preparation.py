@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _prepare_cached(case: Case, settings: DataSettings, cache: Path | None) -> P
     except (FileNotFoundError, SafetensorError):
         tensors = _prepare(case, settings)
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         save_file(tensors, temporary)
         temporary.replace(path)
     return _prepared(case, tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from fl_app.errors import ConfigError
@@ -16,7 +18,7 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, _, index = wanted.partition(":")
-    if name not in ("cpu", "cuda") or (index and not index.isdigit()) or (name == "cpu" and index):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", wanted):
         raise ConfigError(f"device: {wanted!r} - one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()

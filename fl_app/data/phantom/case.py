@@ -48,9 +48,7 @@ class Patient:
         self, axes: tuple[FloatArray, FloatArray, FloatArray], spacing: tuple[float, float, float]
     ) -> tuple[FloatArray, FloatArray]:
         """Returns HU and the annotator's spleen (0 to 1) on the grid of three axes (mm), shape (x, y, z)."""
-        canonical = [
-            np.asarray(axis / factor, np.float32) for axis, factor in zip(axes, self.stretch, strict=True)
-        ]
+        canonical = [np.asarray(axis / factor, np.float32) for axis, factor in zip(axes, self.stretch, strict=True)]
         grid = np.meshgrid(*canonical, indexing="ij")
         shape = grid[0].shape
         limit = np.float32(LARGEST_DEFORMATION_MM)
@@ -101,6 +99,6 @@ def make_case(
         block = slice(start, start + step)
         hu[:, :, block], spleen = patient.paint((axes[0], axes[1], axes[2][block]), view.spacing)
         label[:, :, block] = spleen > 0.5
-    hu += table(axes, -136 * patient.scale - patient.fat_mm) * (hu < -900)
+    hu += table(axes, -(124 + patient.fat_mm) * patient.scale) * (hu < -900)
     image = scan(hu, view, character, random, detail)
     return stored(image, label, view, character.orientation)

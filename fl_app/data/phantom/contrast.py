@@ -13,10 +13,10 @@ NATIVE: dict[str, tuple[float, float]] = {
     "fat": (-103, 6),
     "skin": (5, 8),
     "muscle": (52, 5),
-    "spleen": (48, 4),
+    "spleen": (49, 4),
     "liver": (54, 9),
-    "kidney cortex": (34, 4),
-    "kidney medulla": (30, 4),
+    "kidney cortex": (31, 4),
+    "kidney medulla": (27, 4),
     "pancreas": (36, 8),
     "artery": (42, 4),
     "vein": (42, 4),
@@ -31,7 +31,7 @@ NATIVE: dict[str, tuple[float, float]] = {
 ENHANCEMENT: dict[Phase, dict[str, float]] = {
     "native": {},
     "arterial": {
-        "muscle": 8, "spleen": 84, "liver": 14, "kidney cortex": 130, "kidney medulla": 35, "pancreas": 65,
+        "muscle": 8, "spleen": 74, "liver": 14, "kidney cortex": 130, "kidney medulla": 35, "pancreas": 65,
         "artery": 245, "vein": 35, "bowel wall": 45,
     },
     "portal": {

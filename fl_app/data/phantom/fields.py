@@ -30,7 +30,7 @@ class SmoothField:
     def on(self, axes: Sequence[FloatArray]) -> FloatArray:
         """Returns the field on the grid of three coordinate axes (mm): shape (len(x), len(y), len(z))."""
         values: FloatArray = self.controls
-        # z first: a slab is short in z, so this makes the next two products small
+        # z first: a block is short in z, so this keeps the next two steps small
         for axis in (2, 0, 1):
             values = self._along(axis, axes[axis], values)
         return values

@@ -85,8 +85,7 @@ class Bowel:
             colon=Tube(points, tuple(random.uniform(14, 22, len(points)))),
             loops=tuple(Tube(points, tuple(random.uniform(9, 14, len(points)))) for points in loops),
             loop_fillings_hu=tuple(
-                random.uniform(*((90, 260) if oral_contrast and random.random() < 0.6 else (8, 50)))
-                for _ in loops
+                random.uniform(*((90, 260) if oral_contrast and random.random() < 0.6 else (8, 50))) for _ in loops
             ),
             stool_hu=random.uniform(-40, 45),
             gas=random.uniform(0.2, 1.0),
@@ -136,9 +135,7 @@ class Vessels:
             caval=Tube(((20, -27, -200), (22, -25, 20), (26, -8, 90), (24, 2, 150)), (11, 12, 12, 13)),
             portal=Tube((root, jitter(random, (30, 4, 44), 3), jitter(random, (52, 6, 58), 4)), (6.5, 7, 5)),
             splenic_vein=Tube((root, bend, gate, moved(hilum, -5, 0, 6)), (5.0, 4.5, 4.2, 3.0)),
-            splenic_artery=Tube(
-                ((-5, -20, 38), twist, bend, moved(gate, 0, 5, 6), hilum), (3.5, 3, 3, 2.8, 2)
-            ),
+            splenic_artery=Tube(((-5, -20, 38), twist, bend, moved(gate, 0, 5, 6), hilum), (3.5, 3, 3, 2.8, 2)),
             mesenteric=(
                 Tube(((-5, -20, 26), (-3, 4, 0), (0, 16, -160)), (4, 3.8, 3)),
                 Tube((root, (12, 14, -10), (12, 22, -160)), (5.5, 5, 4)),

@@ -16,9 +16,7 @@ def jitter(random: np.random.Generator, centre: Point, deviation_mm: float) -> P
     return as_point(np.asarray(centre) + random.normal(0, deviation_mm, 3))
 
 
-def wander(
-    random: np.random.Generator, start: Point, lowest: Point, highest: Point, steps: int
-) -> tuple[Point, ...]:
+def wander(random: np.random.Generator, start: Point, lowest: Point, highest: Point, steps: int) -> tuple[Point, ...]:
     """Returns the points of a loop that wanders inside a box (mm)."""
     points = [np.asarray(start, float)]
     heading = random.standard_normal(3)
@@ -62,7 +60,7 @@ class Spleen:
         return cls(
             body=Ellipsoid(centre, (thick, deep, high), tilts),
             tail=Ellipsoid(
-                moved(centre, 4 * size, 14 * size, -high * random.uniform(0.5, 0.75)),
+                moved(centre, 4 * size, 14 * size, -high * random.uniform(0.4, 0.65)),
                 (thick * 0.7, deep * 0.6, high * 0.5),
                 tilts,
             ),
@@ -116,9 +114,7 @@ class Liver:
         for _ in range(7):
             start = jitter(random, (28, 8, 50), 6)
             middle = jitter(random, moved(start, 22, 6, 14), 18)
-            vessels.append(
-                Tube((start, middle, jitter(random, moved(middle, 18, 0, 6), 20)), (4.2, 3.0, 1.2))
-            )
+            vessels.append(Tube((start, middle, jitter(random, moved(middle, 18, 0, 6), 20)), (4.2, 3.0, 1.2)))
         return cls(
             lobes=(
                 Ellipsoid(right, scaled((74, 84, 84), size), (0, random.normal(24, 6), random.normal(0, 8))),

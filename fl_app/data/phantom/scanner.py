@@ -61,7 +61,7 @@ def table(axes: tuple[FloatArray, FloatArray, FloatArray], lowest_y: float) -> F
     """Returns the table's HU above air, shape (x, y, 1): a thin curved sheet under the back (mm)."""
     x, y = axes[0][:, None, None], axes[1][None, :, None]
     depth = y - (lowest_y - 9 + 0.0011 * x * x)
-    sheet = np.clip(2 - np.abs(depth) / 2, 0, 1) * 420
+    sheet = np.clip(2 - np.abs(depth) / 2, 0, 1) * 1000
     foam = np.clip((depth + 40) / 4, 0, 1) * np.clip(-depth / 4, 0, 1) * 70
     return np.asarray(np.maximum(sheet, foam) * (np.abs(x) < 215), np.float32)
 

@@ -45,7 +45,7 @@ SITE_CHARACTERS: tuple[SiteCharacter, ...] = (
     SiteCharacter(
         name="university hospital, portal venous phase, soft kernel", cases=16, phase="portal",
         noise_hu=10, blur_mm=1.6, grain_mm=2.4, sharpening=0.0, slice_mm=(4.5, 5.0),
-        patient_scale=(0.94, 1.06), fat_mm=(8, 24), spleen_ml=(150, 380), outline_mm=0.0,
+        patient_scale=(0.94, 1.06), fat_mm=(8, 24), spleen_ml=(160, 380), outline_mm=0.0,
         includes_hilum=False, orientation="RAS",
     ),
     SiteCharacter(
@@ -57,7 +57,7 @@ SITE_CHARACTERS: tuple[SiteCharacter, ...] = (
     SiteCharacter(
         name="community hospital, no contrast agent, low dose", cases=9, phase="native",
         noise_hu=13, blur_mm=1.8, grain_mm=2.2, sharpening=0.0, slice_mm=(5.0, 6.0),
-        patient_scale=(1.02, 1.16), fat_mm=(20, 42), spleen_ml=(140, 330), outline_mm=-1.0,
+        patient_scale=(1.02, 1.16), fat_mm=(20, 42), spleen_ml=(150, 300), outline_mm=-1.0,
         includes_hilum=False, orientation="LAS", oral_contrast=0.6,
     ),
     SiteCharacter(

@@ -43,9 +43,7 @@ class Trunk:
             costal_arch=random.normal(40, 12),
             rib_shift=random.uniform(0, 1),
             vertebra_shift=random.uniform(0, 1),
-            heart=Ellipsoid(
-                (random.normal(-22, 6), random.normal(42, 5), right_dome + 16), (56, 40, 30), (0, 20, 25)
-            ),
+            heart=Ellipsoid((random.normal(-22, 6), random.normal(42, 5), right_dome + 16), (56, 40, 30), (0, 20, 25)),
         )
 
     def cavity(self, canvas: Canvas) -> tuple[FloatArray, FloatArray]:
