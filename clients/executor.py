@@ -67,9 +67,7 @@ class SiteExecutor(Executor):
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
 
-    def execute(
-        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
-    ) -> Shareable:
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task; a failure is told to the server by its kind only, the details stay in this site's log."""
         try:
             self._site = fl_ctx.get_identity_name()
@@ -80,9 +78,7 @@ class SiteExecutor(Executor):
             return DXO(DataKind.WEIGHT_DIFF, data=values, meta={"report": report.model_dump()}).to_shareable()
         except Exception as error:  # whatever happens: the server gets an answer, the log the cause
             failure = classify(error)
-            self.logger.error(
-                f"{task_name} failed ({failure.kind}): {error}", exc_info=failure.kind == "internal"
-            )
+            self.logger.error(f"{task_name} failed ({failure.kind}): {error}", exc_info=failure.kind == "internal")
             return make_reply(ReturnCode.EXECUTION_EXCEPTION, {"failure": failure.kind})
 
     def _prepare(self, values: Values, facts: dict[str, Any]) -> tuple[Values, SiteReady]:

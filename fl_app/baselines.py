@@ -65,7 +65,8 @@ def train_baseline(
         info = ModelInfo(job, best_round, (job.federation.best_metric, best_value), software_versions())
         save_model(model, best, info)
     scores = {
-        name: site_scores(test_report(trainer.score(held.test, native=True), organs, 0.0)) for name, held in data.items()
+        name: site_scores(test_report(trainer.score(held.test, native=True), organs, 0.0))
+        for name, held in data.items()
     }
     return Baseline(
         trained_on=trained_on,

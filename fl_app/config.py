@@ -44,12 +44,8 @@ class DataSettings(Settings):
         (-160.0, 240.0), description="HU range that is mapped to 0..1; values outside are clipped"
     )
     patch_voxels: Triple = Field((96, 96, 96), description="size of a training patch, x y z in voxels")
-    validation_fraction: Fraction = Field(
-        0.15, description="share of a site's cases that selects the best model"
-    )
-    test_fraction: Fraction = Field(
-        0.2, description="share of a site's cases that is kept for the final test"
-    )
+    validation_fraction: Fraction = Field(0.15, description="share of a site's cases that selects the best model")
+    test_fraction: Fraction = Field(0.2, description="share of a site's cases that is kept for the final test")
     reuse_cases: bool = Field(
         False,
         description="train, validate and test on the same cases: only to try the path, the Dice then proves nothing",
@@ -90,9 +86,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _training_cases_remain(self) -> DataSettings:
         if self.validation_fraction + self.test_fraction >= 1:
-            raise _mistake(
-                "validation_fraction and test_fraction that leave some cases for training (sum below 1)"
-            )
+            raise _mistake("validation_fraction and test_fraction that leave some cases for training (sum below 1)")
         return self
 
 
@@ -112,9 +106,7 @@ class NetworkSettings(Settings):
         "instance",
         description="instance and group keep no running statistics; batch does (see federation.normalisation)",
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of features dropped in training"
-    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of features dropped in training")
 
     @field_validator("channels")
     @classmethod
@@ -165,25 +157,19 @@ class TrainingSettings(Settings):
         "cosine",
         description="how the learning rate falls over the whole job; polynomial: power 0.9 as nnU-Net",
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="L2 penalty or decoupled decay"
-    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="L2 penalty or decoupled decay")
     steps_per_round: Annotated[int, Field(ge=0)] = Field(
         100,
         description="optimiser steps of each site in a round; 0: none, which measures the federation alone",
     )
     batch_size: Positive = Field(2, description="patches in a step")
-    foreground_share: Probability = Field(
-        0.5, description="share of patches centred on an organ; the rest in the body"
-    )
+    foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="auto: bf16 where the device computes it fast, else fp16 on GPU and fp32 on CPU; fp16 scales "
         "gradients and needs a GPU; fp32: mixed precision off",
     )
-    gradient_clip: Annotated[float, Field(ge=0)] = Field(
-        12.0, description="largest norm of the gradient; 0: no limit"
-    )
+    gradient_clip: Annotated[float, Field(ge=0)] = Field(12.0, description="largest norm of the gradient; 0: no limit")
     deterministic: bool = Field(
         False, description="same seed, same machine: the same weights, bit for bit; may be slower on a GPU"
     )

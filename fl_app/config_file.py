@@ -230,9 +230,7 @@ def _sentence(key: Key, item: Any) -> str:
     shown = _shown(value)
     if kind == "extra_forbidden":
         allowed = _siblings(key)
-        return (
-            f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(key[-1], allowed)}"
-        )
+        return f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(key[-1], allowed)}"
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{name}: {shown} - one of {', '.join(choices)}{_did_you_mean(value, choices)}"

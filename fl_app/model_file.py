@@ -40,8 +40,7 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo)
     """Write a model; a kill at any instant leaves the old file or the new one."""
     described = {
         "job": info.job.model_dump(mode="json"),
-        "labels": {"background": 0}
-        | {organ: number for number, organ in enumerate(info.job.data.labels, start=1)},
+        "labels": {"background": 0} | {organ: number for number, organ in enumerate(info.job.data.labels, start=1)},
         "round": info.round,
         "metric": info.metric,
         "versions": dict(info.versions),
@@ -77,6 +76,15 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         )
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such model file") from None
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError, OSError, SafetensorError, ConfigError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        RecursionError,
+        OSError,
+        SafetensorError,
+        ConfigError,
+    ) as error:
         raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {error}") from None
     return weights, info

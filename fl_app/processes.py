@@ -31,7 +31,7 @@ def adopt_orphans() -> None:
 
 def end_descendants() -> None:
     """End all descendants of this process at once. What matters on disk is written by renaming, so nothing is torn."""
-    while any([_kill(child) for child in psutil.Process().children(recursive=True)]):
+    while sum(_kill(child) for child in psutil.Process().children(recursive=True)):
         time.sleep(0.05)  # until none is left that could have started another in the meantime
 
 

@@ -48,12 +48,8 @@ class SiteRound(Part):
     bytes_received: int = Field(0, description="tensors sent to the site")
     bytes_sent: int = Field(0, description="tensors sent by the site")
     weight: float = Field(0.0, description="share in the average, 0 to 1")
-    dice: float | None = Field(
-        None, description="validation Dice of the model after this round, at this site"
-    )
-    metrics: dict[str, float | None] = Field(
-        default_factory=dict, description="all validation metrics likewise"
-    )
+    dice: float | None = Field(None, description="validation Dice of the model after this round, at this site")
+    metrics: dict[str, float | None] = Field(default_factory=dict, description="all validation metrics likewise")
     validation_cases: int = 0
 
 
@@ -63,9 +59,7 @@ class Round(Part):
     number: int
     seconds: float = Field(0.0, description="from sending the model to the new one's being saved")
     sites: dict[str, SiteRound] = Field(default_factory=dict)
-    left_out: dict[str, str] = Field(
-        default_factory=dict, description="site: why its update is not in the model"
-    )
+    left_out: dict[str, str] = Field(default_factory=dict, description="site: why its update is not in the model")
     dice: float | None = Field(None, description="mean validation Dice of the model after this round")
     metrics: dict[str, float | None] = Field(default_factory=dict)
 
@@ -110,6 +104,7 @@ class Result(Part):
     schema_version: int = SCHEMA_VERSION
     status: Literal["running", "finished", "failed", "interrupted"] = "running"
     error: str | None = None
+    caveats: list[str] = Field(default_factory=list, description="why a finished run is not to be trusted as it is")
     name: str
     seed: int
     rounds_asked: int
@@ -152,12 +147,30 @@ def read_result(path: Path) -> Result:
         raise DataError(f"{path}: not a result of fedspleen: {str(error).splitlines()[0]}") from None
 
 
+def find_caveats(result: Result) -> list[str]:
+    """What must be known before a finished run's numbers are believed; empty if there is nothing."""
+    found = []
+    if result.config["data"]["reuse_cases"]:
+        found.append(
+            "all sites trained, validated and tested on the same cases: the Dice says nothing of other patients"
+        )
+    if result.refused:
+        found.append(f"without {', '.join(sorted(result.refused))}, which could take no part")
+    short = [done.number for done in result.rounds if done.left_out]
+    if short:
+        found.append(f"{len(short)} of {len(result.rounds)} rounds went without some site, first round {short[0]}")
+    best = result.final.best_value if result.final else None
+    if best is not None and best <= (result.initial_dice or 0):
+        found.append("the best model is no better than the untrained network: nothing was learned")
+    if result.final and result.final.left_out:
+        found.append(f"the model was not tested at {', '.join(sorted(result.final.left_out))}")
+    return found
+
+
 def software_versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     packages = ("fedspleen", "nvflare", "monai", "torch", "numpy")
-    return {"python": platform.python_version()} | {
-        package: metadata.version(package) for package in packages
-    }
+    return {"python": platform.python_version()} | {package: metadata.version(package) for package in packages}
 
 
 def site_scores(report: TestReport) -> SiteScores:

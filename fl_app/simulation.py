@@ -24,7 +24,10 @@ from fl_app.processes import running
 from fl_app.result import Baseline, Result, read_result, write_result
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, write_site
 
+DEFAULT_SITES = 3
 _POLL_SECONDS = 0.2
+
+Located = tuple[Path, tuple[str, ...] | None]  # a site's data folder, and its cases' names unless it has them all
 
 
 @dataclass(frozen=True)
@@ -102,55 +105,54 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
 
 
 def _site_settings(simulation: Simulation, events: Events) -> dict[str, SiteSettings]:
-    """Each site's name and settings: its data folder, and which of its cases it has."""
-    common = {
-        "device": simulation.device,
-        "cache": (simulation.shared / "cache").absolute(),
-    }
-    folders = _site_folders(simulation, events)
-    if folders is None:
-        assert simulation.data is not None
-        dataset = find_cases(simulation.data)
-        if any(problem.severity == "error" for problem in dataset.problems):
-            raise DataError(f"{simulation.data}:\n{format_findings(dataset.problems)}")
-        if dataset.problems:
-            events.warn(str(simulation.data), list(dataset.problems))
-        parts = assign_to_sites(dataset.cases, simulation.sites or 3, simulation.split, simulation.job.seed)
-        chosen = {f"site-{index}": [case.name for case in part] for index, part in enumerate(parts, start=1)}
-        located = {name: (simulation.data, tuple(names)) for name, names in chosen.items()}
-    else:
-        located = {name: (folder, None) for name, folder in folders.items()}
+    """Each site's name and settings."""
+    located = _locate(simulation, events)
     return {
         name: SiteSettings(
             data=folder.absolute(),
-            cases=names,
+            cases=cases,
+            device=simulation.device,
             threads=_threads(len(located)),
+            cache=(simulation.shared / "cache").absolute(),
             output=(simulation.out / "sites" / name).absolute(),
-            **common,
         )
-        for name, (folder, names) in located.items()
+        for name, (folder, cases) in located.items()
     }
 
 
-def _site_folders(simulation: Simulation, events: Events) -> dict[str, Path] | None:
-    """A folder for each site, or none where one data set is to be divided."""
+def _locate(simulation: Simulation, events: Events) -> dict[str, Located]:
+    """Where each site's data is: made, found in sub-folders, or divided from one data set."""
     if simulation.data is None:
-        count = 3 if simulation.sites is None else simulation.sites
-        started = time.monotonic()
-        folder = simulation.shared / "phantom" / f"{count}-sites-seed-{simulation.job.seed}"
-        made = make_cohort(folder, sites=count, seed=simulation.job.seed)
-        events.say(f"phantom cohort: {folder} ({time.monotonic() - started:.0f} s)")
-        return {path.name: path for path in made}
+        return _make_phantoms(simulation, events)
     found = find_sites(simulation.data)
     if found is None:
-        return None
+        return _divide(simulation, simulation.data, events)
     if simulation.sites is not None and simulation.sites != len(found):
         names = ", ".join(found)
         raise UsageError(
             f"--sites {simulation.sites}: {simulation.data} has a sub-folder for each of {len(found)} sites "
             f"({names}) - leave --sites out, or remove the sub-folders that shall not take part"
         )
-    return found
+    return {name: (folder, None) for name, folder in found.items()}
+
+
+def _make_phantoms(simulation: Simulation, events: Events) -> dict[str, Located]:
+    count = simulation.sites or DEFAULT_SITES
+    started = time.monotonic()
+    folder = simulation.shared / "phantom" / f"{count}-sites-seed-{simulation.job.seed}"
+    made = make_cohort(folder, sites=count, seed=simulation.job.seed)
+    events.say(f"phantom cohort: {folder} ({time.monotonic() - started:.0f} s)")
+    return {path.name: (path, None) for path in made}
+
+
+def _divide(simulation: Simulation, folder: Path, events: Events) -> dict[str, Located]:
+    dataset = find_cases(folder)
+    if any(problem.severity == "error" for problem in dataset.problems):
+        raise DataError(f"{folder}:\n{format_findings(dataset.problems)}")
+    if dataset.problems:
+        events.warn(str(folder), list(dataset.problems))
+    parts = assign_to_sites(dataset.cases, simulation.sites or DEFAULT_SITES, simulation.split, simulation.job.seed)
+    return {f"site-{number}": (folder, tuple(case.name for case in part)) for number, part in enumerate(parts, start=1)}
 
 
 def _check_data(job: Job, sites: dict[str, SiteSettings], events: Events) -> None:
@@ -186,7 +188,9 @@ def _federate(
     finally:
         _collect(workspace, out, sites)
     if not (out / "result.json").exists():
-        raise FederationError(f"FLARE's simulator ended before the server had begun; see {out / 'logs' / 'simulator.log'}")
+        raise FederationError(
+            f"FLARE's simulator ended before the server had begun; see {out / 'logs' / 'simulator.log'}"
+        )
 
 
 def _follow(process: subprocess.Popen[bytes], growing: Path, events: Events) -> None:

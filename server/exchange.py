@@ -70,9 +70,7 @@ class Exchange:
         """No more answers count; who has not answered is left out, and why is said."""
         for site in self.waiting():
             if self._clock() >= self._end:
-                self.left_out[site] = (
-                    f"it did not answer within {self._time_limit:g} s (federation.round_time_limit_s)"
-                )
+                self.left_out[site] = f"it did not answer within {self._time_limit:g} s (federation.round_time_limit_s)"
             elif len(self.good) >= self.quorum:
                 self.left_out[site] = (
                     f"it did not answer within {self._grace:g} s after the quorum (federation.grace_s)"

@@ -82,9 +82,7 @@ class Federation(Controller):
             self._record.failed(str(error))
             self.system_panic(str(error), fl_ctx)
         except Exception as error:
-            self._record.failed(
-                f"unexpected error at the server: {type(error).__name__}; its log has the details"
-            )
+            self._record.failed(f"unexpected error at the server: {type(error).__name__}; its log has the details")
             raise
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
@@ -141,9 +139,7 @@ class Federation(Controller):
         self._require_quorum(exchange, f"in round {number}")
         self._values |= mean.apply()
         self._save("last", number, None)
-        self._record.round_finished(
-            time.monotonic() - started, dict(sorted(weights.items())), exchange.left_out
-        )
+        self._record.round_finished(time.monotonic() - started, dict(sorted(weights.items())), exchange.left_out)
 
     def _weight(self, site: str, report: TrainReport) -> int:
         rule = self._job.federation.weight_by
@@ -181,9 +177,9 @@ class Federation(Controller):
         self._require_quorum(exchange, "when the best model was tested")
 
     def _choose(self, number: int, scores: dict[str, Validation]) -> None:
-        """Keep the current model, which is the one after round ``number``, if it is the best so far."""
+        """Keep the current model, which is the one after round ``number``, if it is the best trained one so far."""
         value = self._record.model_validated(number, dict(sorted(scores.items())))
-        if value is not None and (self._best is None or value > self._best[1]):
+        if number and value is not None and (self._best is None or value > self._best[1]):
             self._best = (number, value)
             self._save("best", number, (self._job.federation.best_metric, value))
 
@@ -207,9 +203,7 @@ class Federation(Controller):
     ) -> Exchange:
         """Send a task to the sites and take their answers as they come, until the exchange is over."""
         settings = self._job.federation
-        exchange = Exchange(
-            sites, settings.min_sites or len(sites), settings.round_time_limit_s, settings.grace_s
-        )
+        exchange = Exchange(sites, settings.min_sites or len(sites), settings.round_time_limit_s, settings.grace_s)
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, reply = client_task.client.name, client_task.result

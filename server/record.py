@@ -15,6 +15,7 @@ from fl_app.result import (
     Round,
     Site,
     SiteRound,
+    find_caveats,
     site_scores,
     software_versions,
     weighted_mean,
@@ -86,9 +87,7 @@ class Record:
     def model_validated(self, number: int, scores: Mapping[str, Validation]) -> float | None:
         """The sites have scored the model after round ``number`` (0: untrained); the best-model metric's mean."""
         names = sorted({name for validation in scores.values() for name in validation.metrics})
-        means = {
-            name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names
-        }
+        means = {name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names}
         if number == 0:
             self.result.initial_dice = means.get("val_dice")
         else:
@@ -121,6 +120,7 @@ class Record:
     def finished(self) -> None:
         """All went as it should."""
         self.result.status = "finished"
+        self.result.caveats = find_caveats(self.result)
         self.save()
 
     def failed(self, error: str) -> None:

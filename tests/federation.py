@@ -14,7 +14,7 @@ SMALL_JOB = {
     "name": "small",
     "data": {"spacing_mm": [4, 4, 5], "patch_voxels": [16, 16, 8], "validation_fraction": 0.2, "test_fraction": 0.3},
     "network": {"channels": [8, 16]},
-    "training": {"steps_per_round": 15, "learning_rate": 0.01, "deterministic": True},
+    "training": {"steps_per_round": 30, "learning_rate": 0.02, "deterministic": True},
     "federation": {"rounds": 3},
 }
 

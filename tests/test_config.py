@@ -203,14 +203,20 @@ def test_the_defaults_written_out_are_a_valid_file_and_give_the_defaults():
 
 def test_settings_are_read_from_a_file(tmp_path):
     path = tmp_path / "job.yaml"
-    path.write_text("name: café\n".replace("é", "e") + "training: {learning_rate: 1e-3}\ndata: {patch_voxels: [64, 32, 16]}")
+    path.write_text(
+        "name: café\n".replace("é", "e") + "training: {learning_rate: 1e-3}\ndata: {patch_voxels: [64, 32, 16]}"
+    )
     job = load_job(path)
     assert (job.name, job.training.learning_rate, job.data.patch_voxels) == ("cafe", 0.001, (64, 32, 16))
 
 
 def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, said in [("none.yaml", "there is no such job file"), ("", "cannot be read"), ("binary", "cannot be read")]:
+    for name, said in [
+        ("none.yaml", "there is no such job file"),
+        ("", "cannot be read"),
+        ("binary", "cannot be read"),
+    ]:
         with pytest.raises(ConfigError, match=said) as caught:
             load_job(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
@@ -230,7 +236,9 @@ def test_overrides_replace_what_the_file_says_and_add_what_it_does_not_say():
 
 def test_a_wrong_override_is_reported_like_a_mistake_in_the_file():
     assert mistake("", overrides={("federation", "rounds"): 0}) == "job:1 federation.rounds: 0 - more than 0"
-    assert mistake("\nfederation: 7", overrides={("federation", "rounds"): 3}).startswith("job:2 federation: 7 - a section")
+    assert mistake("\nfederation: 7", overrides={("federation", "rounds"): 3}).startswith(
+        "job:2 federation: 7 - a section"
+    )
 
 
 def test_the_best_metric_is_one_of_those_that_the_labels_give():
@@ -372,12 +380,16 @@ def reads_or_refuses(text):
 
 
 KEYS = [name for name, _ in leaves(Job())]
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(max_size=6) | st.integers() | st.sampled_from(["labels", "name", "loss"]), inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=6) | st.integers() | st.sampled_from(["labels", "name", "loss"]), inner, max_size=4
+        )
     ),
     max_leaves=8,
 )

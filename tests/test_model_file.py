@@ -12,7 +12,9 @@ from fl_app.errors import DataError
 from fl_app.model_file import ModelInfo, load_model, save_model
 from fl_app.networks import build_network
 
-JOB = parse_job("name: two\ndata: {labels: {spleen: 3, liver: 1}, patch_voxels: [16, 16, 16]}\nnetwork: {channels: [2, 4]}")
+JOB = parse_job(
+    "name: two\ndata: {labels: {spleen: 3, liver: 1}, patch_voxels: [16, 16, 16]}\nnetwork: {channels: [2, 4]}"
+)
 VERSIONS = {"torch": "2", "fedspleen": "1"}
 
 
@@ -164,7 +166,17 @@ def test_a_pickle_is_refused_without_running_it(tmp_path):
 
 @pytest.mark.parametrize(
     "described",
-    ["[]", "3", "null", '"x"', "{}", '{"metric": null}', "not json", "[" * 100_000, '{"job": {}, "round": [], "metric": null}'],
+    [
+        "[]",
+        "3",
+        "null",
+        '"x"',
+        "{}",
+        '{"metric": null}',
+        "not json",
+        "[" * 100_000,
+        '{"job": {}, "round": [], "metric": null}',
+    ],
 )
 def test_metadata_that_is_no_description_is_refused(tmp_path, described):
     save_file({"w": torch.ones(2)}, tmp_path / "m", {"fedspleen": described})

@@ -1,6 +1,8 @@
 import csv
 import dataclasses
 import math
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
@@ -83,14 +85,13 @@ def poison():
         del held
 
 
-def gradients(network, image, mixed):
-    """Gradients of a fixed objective by name, computed on poisoned memory."""
-    weights = torch.randn(network(image).shape, generator=torch.Generator().manual_seed(1))
+def gradients(network, image, mixed, objective):
+    """Gradients of an objective by name, computed on poisoned memory."""
     network.zero_grad()
     poison()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         output = network(image)
-    (output.float() * weights).sum().backward()
+    objective(output.float()).backward()
     return {name: value.grad.clone() for name, value in network.named_parameters()}
 
 
@@ -106,10 +107,11 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
     torch.manual_seed(kernel * side)
     network = nn.Sequential(nn.Conv3d(16, 16, kernel, padding=kernel // 2))
     image = torch.randn(2, 16, side, *other_sides)
-    wanted = gradients(network, image, mixed=False)
+    weights = torch.randn(2, 16, side, *other_sides)
+    wanted = gradients(network, image, False, lambda output: (output * weights).sum())
     guard_convolutions(network)
     for _ in range(2):
-        found = gradients(network, image, mixed=True)
+        found = gradients(network, image, True, lambda output: (output * weights).sum())
         assert all(bool(torch.isfinite(value).all()) for value in found.values())
         assert relative_error(found, wanted) < 0.02
 
@@ -119,11 +121,18 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
 def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normalisation):
     settings = NetworkSettings(channels=(4, 8, 16, 16, 16), residual_units=1, normalisation=normalisation)
     network = guard_convolutions(build_network(settings, 1)).to(memory_format=torch.channels_last_3d)
-    image = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3))
-    wanted = gradients(network, image, mixed=False)
-    found = gradients(network, image, mixed=True)
+    label = torch.zeros(2, 1, 32, 32, 32)
+    label[:, :, 8:20, 10:22, 6:18] = 1
+    image = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
+    loss = build_loss("dice_ce")
+    wanted = gradients(network, image, False, lambda output: loss(output, label))
+    found = gradients(network, image, True, lambda output: loss(output, label))
     assert all(bool(torch.isfinite(value).all()) for value in found.values())
-    assert relative_error(found, wanted) < 0.1
+    assert relative_error(found, wanted) < 0.04
+    # the deeper a layer, the more bf16 roundings lie behind it; an unguarded innermost layer is 100 % wrong
+    layers = [name for name in wanted if name.endswith("conv.weight")]
+    assert len(layers) > 8
+    assert max(relative_error({name: found[name]}, {name: wanted[name]}) for name in layers) < 0.45
 
 
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
@@ -183,7 +192,7 @@ def test_another_site_or_round_trains_differently(cases):
 
 
 def test_streams_are_the_same_on_every_machine_and_differ_by_every_name():
-    assert stream_seed(0, "site-1", 1) == 5302461166037021219 or stream_seed(0, "site-1", 1) > 0
+    assert stream_seed(0, "site-1", 1) == 4123419023009251269
     seeds = {stream_seed(seed, site, number) for seed in range(5) for site in "abc" for number in range(20)}
     assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
 
@@ -274,10 +283,28 @@ def test_an_optimizer_is_what_it_is_called_and_holds_every_weight(name, kind):
 def test_a_loss_is_least_for_the_right_answer(name):
     loss, label = build_loss(name), torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8)
     label[0, 0, :2], label[1, 0, 3] = 1, 2
-    right = nn.functional.one_hot(label[:, 0].long(), 3).movedim(-1, 1) * 20.0
+    right = nn.functional.one_hot(label[:, 0].long(), 3).movedim(-1, 1) * 40.0 - 20
     assert float(loss(right, label)) == pytest.approx(0, abs=1e-3)
     assert float(loss(torch.zeros_like(right), label)) > 0.2
     assert float(loss(-right, label)) > float(loss(torch.zeros_like(right), label))
+
+
+@pytest.mark.parametrize("name", ["dice_ce", "dice", "dice_focal"])
+def test_a_small_organ_that_is_missed_costs_as_much_as_a_large_one(name):
+    label = torch.zeros(1, 1, 8, 8, 8, dtype=torch.uint8)
+    label[0, 0, 0, 0, :2] = 1
+    background = torch.stack([torch.full((1, 8, 8, 8), 20.0), torch.full((1, 8, 8, 8), -20.0)], 1)
+    assert float(build_loss(name)(background, label)) > 0.95
+
+
+def test_the_rate_falls_over_the_rounds_of_the_whole_job(cases):
+    moved = []
+    for number in (1, 50, 100):
+        trainer = Trainer(tiny_job(training={"optimizer": "sgd", "precision": "fp32"}), cases, CPU, "a")
+        start = trainer.all_values()
+        trainer.train(number, 1, 100)
+        moved.append(max(float((value - start[name]).abs().max()) for name, value in trainer.all_values().items()))
+    assert moved[0] > moved[1] > 20 * moved[2] > 0
 
 
 def test_a_patch_without_the_organ_gives_a_finite_loss_and_gradient(cases):
@@ -292,7 +319,7 @@ def test_gradients_are_clipped_at_their_norm():
     for clip, moved in [(0.5, 0.5), (0, None)]:
         before = network.weight.detach().clone()
         MixedPrecision("fp32", CPU).step(network(torch.full((1, 10), 100.0)).sum(), network, optimizer, clip)
-        distance = float((network.weight - before).norm())
+        distance = float((network.weight.detach() - before).norm())
         assert distance == pytest.approx(moved or 100 * math.sqrt(10), rel=1e-4)
 
 
@@ -300,12 +327,12 @@ def distance_from_start(cases, **federation):
     job = tiny_job(training={"optimizer": "sgd", "precision": "fp32"}, federation=federation)
     trainer = Trainer(job, cases, CPU, "site-1")
     start = trainer.all_values()
-    trainer.train(1, 10, 1)
+    trainer.train(1, 20, 1)
     return math.sqrt(sum(float(((value - start[name]) ** 2).sum()) for name, value in trainer.all_values().items()))
 
 
 def test_fedprox_pulls_towards_the_start_the_more_the_larger_mu(cases):
-    distances = [distance_from_start(cases, algorithm="fedprox", proximal_mu=mu) for mu in (0, 1, 10)]
+    distances = [distance_from_start(cases, algorithm="fedprox", proximal_mu=mu) for mu in (0, 5, 50)]
     assert distances[0] > 1.1 * distances[1] > 1.1**2 * distances[2] > 0
     assert distances[0] == distance_from_start(cases)
     assert distance_from_start(cases, algorithm="fedavg", proximal_mu=10) == distances[0]
@@ -448,11 +475,11 @@ def test_the_organ_keeps_its_place_side_and_size(tmp_path, codes, spacing):
     places = np.argwhere(label).mean(0)
     wanted = (AFFINE @ [*places, 1])[:3]
     case = prepare(stored_case(tmp_path, codes), spacing_mm=spacing)
-    torch.testing.assert_close(centroid_mm(case), torch.from_numpy(wanted), atol=1.5, rtol=0)
+    torch.testing.assert_close(centroid_mm(case), torch.from_numpy(wanted), atol=max(spacing) / 2, rtol=0)
     assert wanted[0] < -5  # the patient's left
     torch.testing.assert_close(torch.diag(case.affine)[:3], torch.tensor(spacing, dtype=torch.float64))
     volume = float((case.label == 1).sum()) * math.prod(spacing)
-    assert volume == pytest.approx(label.sum() * math.prod(SPACING_MM), rel=0.15)
+    assert volume == pytest.approx(label.sum() * math.prod(SPACING_MM), rel=0.2)
 
 
 def test_the_window_becomes_0_to_1_and_the_rest_is_clipped(tmp_path):
@@ -591,10 +618,23 @@ def test_other_content_is_prepared_anew(tmp_path):
 
 def test_the_same_case_may_be_prepared_by_many_at_once(case, tmp_path):
     wanted = tensors(prepare(case))
-    with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: prepare(case, tmp_path / "cache"), range(12)))
+    together = threading.Barrier(6)
+
+    def prepare_with_others(cache):
+        together.wait(10)
+        return prepare(case, cache)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            caches = [tmp_path / f"cache {number // 6}" for number in range(24)]
+            found = list(pool.map(prepare_with_others, caches))
+    finally:
+        sys.setswitchinterval(before)
     assert all(same(tensors(each), wanted) for each in found)
-    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".safetensors"]
+    for cache in caches:
+        assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
 
 
 # patches
@@ -672,7 +712,9 @@ def test_a_case_without_organ_and_body_gives_patches():
 
 
 def test_every_case_gives_patches():
-    some = [dataclasses.replace(block_case(), image=torch.full((1, 40, 40, 40), value).half()) for value in (0.1, 0.2, 0.3)]
+    some = [
+        dataclasses.replace(block_case(), image=torch.full((1, 40, 40, 40), value).half()) for value in (0.1, 0.2, 0.3)
+    ]
     images, _ = draw(some, (4, 4, 4), count=60)
     assert len(torch.unique(images[:, 0, 0, 0, 0])) == 3
 
@@ -813,12 +855,20 @@ FP32 = MixedPrecision("fp32", CPU)
 
 def test_predictions_are_probabilities_of_the_whole_volume(cases):
     job = tiny_job(data={"patch_voxels": (8, 8, 8)})
-    network = build_network(job.network, 1).train()
+    network = build_network(NetworkSettings(channels=(4, 8), dropout=0.5), 1).train()
     found = predict(network, cases[0].image, job, FP32)
     assert found.shape == (2, *cases[0].image.shape[1:]) and found.dtype == torch.float32
     torch.testing.assert_close(found.sum(0), torch.ones(found.shape[1:]))
     assert not found.requires_grad
     assert torch.equal(predict(network, cases[0].image, job, FP32), found)
+
+
+def test_windows_overlap_as_much_as_the_job_says(cases):
+    network = build_network(tiny_job().network, 1)
+    base = tiny_job(data={"patch_voxels": (8, 8, 8)}).model_dump()
+    jobs = [Job.model_validate(base | {"evaluation": {"overlap": share}}) for share in (0.0, 0.5)]
+    none, half = (predict(network, cases[0].image, job, FP32) for job in jobs)
+    assert float((none - half).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 16, 16), (32, 32, 32)])
@@ -868,7 +918,9 @@ def test_a_label_map_comes_back_exactly_on_its_own_grid(tmp_path, codes, crop):
 # devices and precision
 
 
-@pytest.mark.parametrize("name", ["gpu", "CPU", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda:0:1", "", " cpu", "mps"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "CPU", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda:0:1", "", " cpu", "mps"]
+)
 def test_a_device_that_does_not_exist_is_refused_with_what_is_allowed(name):
     with pytest.raises(ConfigError, match="one of auto, cpu, cuda"):
         choose_device(name)
@@ -917,12 +969,12 @@ def test_validation_reports_of_nothing_know_nothing():
 
 
 def test_test_reports_and_the_sites_own_table(tmp_path):
-    scores = [CaseScore("x", {"a": 0.5}, {"a": 0.25}), CaseScore("y", {"a": 1.0}, {"a": math.nan})]
+    scores = [CaseScore("patient 7", {"a": 0.5}, {"a": 0.25}), CaseScore("y", {"a": 1.0}, {"a": math.nan})]
     report = report_of_test(scores, ["a"], 2.0)
     assert report.dice["a"].model_dump() == {"mean": 0.75, "std": 0.25, "cases": 2}
     assert report.surface_dice["a"].model_dump() == {"mean": 0.25, "std": 0.0, "cases": 1}
-    assert "x" not in report.model_dump_json().replace("max", "")
+    assert "patient" not in report.model_dump_json()
     write_case_scores(tmp_path / "out" / "cases.csv", scores)
     rows = list(csv.reader((tmp_path / "out" / "cases.csv").open()))
     assert rows[0] == ["case", "organ", "dice", "surface_dice"]
-    assert rows[1:] == [["x", "a", "0.500000", "0.250000"], ["y", "a", "1.000000", "nan"]]
+    assert rows[1:] == [["patient 7", "a", "0.500000", "0.250000"], ["y", "a", "1.000000", "nan"]]

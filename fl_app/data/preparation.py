@@ -73,6 +73,14 @@ def load_label(path: Path, settings: DataSettings) -> MetaTensor:
     return _number_organs(loaded, settings)
 
 
+def sample_centres(indices: torch.Tensor) -> torch.Tensor:
+    """At most 100,000 of some flat voxel indices, as int32: all of them would take more memory than the image."""
+    if len(indices) > _CENTRES:
+        chosen = np.random.default_rng(0).choice(len(indices), _CENTRES, replace=False)
+        indices = indices[torch.from_numpy(np.sort(chosen))]
+    return indices.to(torch.int32).contiguous()
+
+
 def _prepare_cached(case: Case, settings: DataSettings, cache: Path | None) -> PreparedCase:
     if cache is None:
         return _prepared(case, _prepare(case, settings))
@@ -109,15 +117,14 @@ def _prepare(case: Case, settings: DataSettings) -> dict[str, torch.Tensor]:
         ]
     )({"image": str(case.image), "label": str(case.label)})
     image, label = loaded["image"], _number_organs(loaded["label"], settings)
-    chance = np.random.default_rng(0)
     flat_label = label.as_tensor().flatten()
     inside = (image.as_tensor().flatten() > 0) & (flat_label == 0)
     return {
         "image": image.as_tensor().to(torch.float16).contiguous(),
         "label": label.as_tensor().contiguous(),
         "affine": image.affine.to(torch.float64).contiguous(),
-        "organ_centres": _sample(torch.nonzero(flat_label)[:, 0], chance),
-        "body_centres": _sample(torch.nonzero(inside)[:, 0], chance),
+        "organ_centres": sample_centres(torch.nonzero(flat_label)[:, 0]),
+        "body_centres": sample_centres(torch.nonzero(inside)[:, 0]),
     }
 
 
@@ -127,12 +134,6 @@ def _number_organs(label: MetaTensor, settings: DataSettings) -> MetaTensor:
     for number, value in enumerate(settings.labels.values(), start=1):
         numbered[label == value] = number
     return numbered
-
-
-def _sample(indices: torch.Tensor, chance: np.random.Generator) -> torch.Tensor:
-    if len(indices) > _CENTRES:
-        indices = indices[torch.from_numpy(np.sort(chance.choice(len(indices), _CENTRES, replace=False)))]
-    return indices.to(torch.int32).contiguous()
 
 
 def _key(case: Case, settings: DataSettings) -> str:

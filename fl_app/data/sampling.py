@@ -43,22 +43,16 @@ class PatchSampler:
         case = self.cases[chance.integers(len(self.cases))]
         wanted = case.organ_centres if chance.random() < self.foreground_share else case.body_centres
         # a case without the organ, or filled by it, still gives patches
-        centres = (
-            wanted if len(wanted) else (case.organ_centres if len(case.organ_centres) else case.body_centres)
-        )
+        centres = wanted if len(wanted) else (case.organ_centres if len(case.organ_centres) else case.body_centres)
         shape = case.label.shape[1:]
-        flat = (
-            int(centres[chance.integers(len(centres))])
-            if len(centres)
-            else int(chance.integers(np.prod(shape)))
-        )
+        flat = int(centres[chance.integers(len(centres))]) if len(centres) else int(chance.integers(np.prod(shape)))
         centre = np.unravel_index(flat, shape)
         corner = [
             int(np.clip(middle - size // 2, 0, max(whole - size, 0)))
             for middle, size, whole in zip(centre, self.patch, shape, strict=True)
         ]
         window = tuple(slice(start, start + size) for start, size in zip(corner, self.patch, strict=True))
-        image = _padded(case.image[(slice(None), *window)].float(), self.patch)
+        image = _padded(case.image[(slice(None), *window)].to(torch.float32, copy=True), self.patch)
         label = _padded(case.label[(slice(None), *window)], self.patch)
         return self._augmented(image, label, chance)
 
@@ -70,11 +64,11 @@ class PatchSampler:
         if axes:
             image, label = image.flip(axes), label.flip(axes)
         if change.intensity_scale:
-            image = image * (1 + chance.uniform(-change.intensity_scale, change.intensity_scale))
+            image.mul_(1 + chance.uniform(-change.intensity_scale, change.intensity_scale))
         if change.intensity_shift:
-            image = image + chance.uniform(-change.intensity_shift, change.intensity_shift)
+            image.add_(chance.uniform(-change.intensity_shift, change.intensity_shift))
         if change.noise:
-            image = image + torch.from_numpy(chance.normal(0, change.noise, image.shape).astype(np.float32))
+            image.add_(torch.from_numpy(chance.standard_normal(image.shape, np.float32)), alpha=change.noise)
         return image, label
 
 

@@ -58,9 +58,7 @@ def split_site(
         split = Split.reused(list(by_name))
     else:
         split = split_cases(list(by_name), seed, settings.validation_fraction, settings.test_fraction)
-    return {
-        part: [by_name[name] for name in getattr(split, part)] for part in ("training", "validation", "test")
-    }
+    return {part: [by_name[name] for name in getattr(split, part)] for part in ("training", "validation", "test")}
 
 
 def _chosen(dataset: Dataset, only: Sequence[str] | None) -> Dataset:

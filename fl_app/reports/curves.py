@@ -17,7 +17,8 @@ class Curves:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._writer = Writer(str(folder))
+        self._folder = folder
+        self._writer: Writer | None = None  # a run that never starts leaves no folder
         self._written = 0
 
     def update(self, result: Result) -> None:
@@ -31,12 +32,17 @@ class Curves:
                 self._add(f"loss/{name}", site.loss, done.number)
                 self._add(f"seconds/training {name}", site.training_seconds, done.number)
             self._written += 1
-        self._writer.flush()
+        if self._writer:
+            self._writer.flush()
 
     def close(self) -> None:
         """Finish the file."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def _add(self, name: str, value: float | None, step: int) -> None:
-        if value is not None:
-            self._writer.add_scalar(name, value, step)
+        if value is None:
+            return
+        if self._writer is None:
+            self._writer = Writer(str(self._folder))
+        self._writer.add_scalar(name, value, step)

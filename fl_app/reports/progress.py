@@ -16,16 +16,14 @@ class Progress:
 
     Args:
         console: where to print. Outside a terminal there is no status line, only plain lines.
-        sites: how many take part.
     """
 
-    def __init__(self, console: Console, sites: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._sites = sites
         self._printed = 0
         self._ready = False
         self._started = time.monotonic()
-        self._status = Status(f"starting {sites} sites", console=console)
+        self._status = Status("checking the data and starting the sites", console=console)
 
     def __enter__(self) -> Progress:
         """Show the status line."""
@@ -33,7 +31,9 @@ class Progress:
             self._status.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the status line away."""
         self._status.stop()
 

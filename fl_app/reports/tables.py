@@ -15,7 +15,9 @@ def test_table(result: Result) -> Table:
     for heading in ("site", "cases", "Dice", "spread", "surface Dice"):
         table.add_column(heading, justify="left" if heading == "site" else "right")
     for name, scores in final.sites.items():
-        table.add_row(name, str(scores.cases), number(scores.dice), number(scores.dice_std), number(scores.surface_dice))
+        table.add_row(
+            name, str(scores.cases), number(scores.dice), number(scores.dice_std), number(scores.surface_dice)
+        )
     cases = sum(scores.cases for scores in final.sites.values())
     table.add_section()
     table.add_row("all", str(cases), number(final.mean_dice), "", number(final.mean_surface_dice))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -41,9 +40,7 @@ class Summary:
         if not known:
             return cls(math.nan, math.nan, 0)
         mean = math.fsum(known) / len(known)
-        return cls(
-            mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known)), len(known)
-        )
+        return cls(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known)), len(known))
 
 
 def dice(predicted: torch.Tensor, truth: torch.Tensor, organs: Sequence[str]) -> dict[str, float]:

@@ -52,9 +52,7 @@ class MixedPrecision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_TYPES[self.name])
 
-    def step(
-        self, loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float
-    ) -> None:
+    def step(self, loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
         """Backward pass, gradient clipping at norm ``clip`` (0: none) and one optimiser step."""
         optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()

@@ -26,9 +26,7 @@ def test_report(scores: Sequence[CaseScore], organs: Sequence[str], seconds: flo
     """Mean and spread of each organ's test scores."""
     return TestReport(
         dice={organ: _spread(score.dice[organ] for score in scores) for organ in organs},
-        surface_dice={
-            organ: _spread((score.surface_dice or {})[organ] for score in scores) for organ in organs
-        },
+        surface_dice={organ: _spread((score.surface_dice or {})[organ] for score in scores) for organ in organs},
         seconds=seconds,
     )
 
@@ -41,14 +39,10 @@ def write_case_scores(path: Path, scores: Sequence[CaseScore]) -> None:
         table.writerow(["case", "organ", "dice", "surface_dice"])
         for score in scores:
             for organ, value in score.dice.items():
-                table.writerow(
-                    [score.case, organ, f"{value:.6f}", f"{(score.surface_dice or {})[organ]:.6f}"]
-                )
+                table.writerow([score.case, organ, f"{value:.6f}", f"{(score.surface_dice or {})[organ]:.6f}"])
 
 
 def _spread(values: Iterable[float]) -> Spread:
     summary = Summary.of(values)
     known = summary.count > 0
-    return Spread(
-        mean=summary.mean if known else None, std=summary.std if known else None, cases=summary.count
-    )
+    return Spread(mean=summary.mean if known else None, std=summary.std if known else None, cases=summary.count)

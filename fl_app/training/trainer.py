@@ -57,9 +57,7 @@ class Trainer:
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        self.network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(
-            device
-        )
+        self.network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(device)
         if job.network.name in _CHANNELS_LAST:
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)

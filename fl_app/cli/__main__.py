@@ -1,0 +1,46 @@
+"""`fedspleen`: every error of the user ends as one sentence and a non-zero exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+
+import typer
+
+from fl_app.cli import config
+from fl_app.cli.simulate import simulate
+from fl_app.errors import ConfigError, UserError
+from fl_app.processes import Interrupted, raise_on_signals
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train one 3D segmentation model together; every image stays where it is.",
+)
+app.command()(simulate)
+app.add_typer(config.app, name="config")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(metadata.version("fedspleen"))
+
+
+def main() -> None:
+    """Run a command; exit with 0, 1 (failed work), 2 (wrong use) or 128 + signal (ended)."""
+    raise_on_signals()
+    try:
+        app()
+    except UserError as error:
+        # a job's mistakes begin with their file and line, where editors look for them
+        print(error if isinstance(error, ConfigError) else f"fedspleen: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as end:
+        print(f"fedspleen: ended by {end}", file=sys.stderr)
+        sys.exit(end.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""`fedspleen config`: look at settings and check job files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fl_app.cli.console import open_console
+from fl_app.config import Job
+from fl_app.config_file import load_job, settings_table
+
+app = typer.Typer(no_args_is_help=True, help="Job files.")
+
+
+@app.command("show")
+def config_show(file: Annotated[Path | None, typer.Argument(help="A job file; none: the defaults.")] = None) -> None:
+    """Print every setting with its value, default, unit and meaning."""
+    job = load_job(file) if file else Job()
+    table = Table(title=str(file) if file else "Defaults", title_justify="left", show_lines=True)
+    for heading in ("setting", "value", "default", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for key, value, default, meaning in settings_table(job):
+        table.add_row(key, value, "" if value == default else default, meaning)
+    open_console().print(table)
+
+
+@app.command("check")
+def config_check(file: Annotated[Path, typer.Argument(help="A job file.")]) -> None:
+    """Say whether a job file is right; exit with 2 and all its mistakes if not."""
+    load_job(file)
+    print(f"{file}: right")

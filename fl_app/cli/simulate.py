@@ -1,0 +1,83 @@
+"""`fedspleen simulate`: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fl_app.cli.console import open_console
+from fl_app.config_file import Key, load_job
+
+_QUICK_JOB = Path(__file__).parents[1] / "jobs" / "quick.yaml"
+
+
+def simulate(
+    sites: Annotated[int | None, typer.Option(min=1, max=100, help="How many sites.", show_default="3")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, in place of the job file's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A data set, or a folder with one a site.", show_default="a phantom cohort")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A job file.", show_default="fl_app/jobs/quick.yaml")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the result.", show_default="results/NAME-DATE-TIME")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    split: Annotated[
+        str, typer.Option(help="How one data set is divided: iid, by-size, dirichlet:ALPHA or same (all to each).")
+    ] = "iid",
+    compare: Annotated[bool, typer.Option("--compare", help="Also train locally and centralised.")] = False,
+) -> None:
+    """Run a whole federation on this machine, each site in a process of its own."""
+    from fl_app.data.findings import format_findings
+    from fl_app.reports.curves import Curves
+    from fl_app.reports.progress import Progress
+    from fl_app.reports.tables import comparison_table, test_table
+    from fl_app.simulation import Events, Simulation, run_simulation
+
+    overrides: dict[Key, Any] = {}
+    if rounds is not None:
+        overrides["federation", "rounds"] = rounds
+    if seed is not None:
+        overrides["seed",] = seed
+    job = load_job(config or _QUICK_JOB, overrides)
+    out = out or Path("results") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    simulation = Simulation(job, out, data, sites, split, device)
+    console = open_console()
+    console.print(f"fedspleen {metadata.version('fedspleen')}: {job.name}, {job.federation.rounds} rounds")
+    console.print(f"result folder: {out}")
+    progress = Progress(console)
+    try:
+        with closing(Curves(out / "tensorboard")) as curves, progress:
+            events = Events(
+                say=console.print,
+                warn=lambda site, findings: console.print(f"{site}: {format_findings(findings)}"),
+                progress=_both(progress.update, curves.update),
+                baseline=lambda name: console.print(f"baseline {name} trained"),
+            )
+            result = run_simulation(simulation, events, compare)
+    except BaseException:
+        if (out / "logs").exists():
+            print(f"what was reached so far is in {out}", file=sys.stderr)
+        raise
+    console.print(test_table(result))
+    if compare:
+        console.print(comparison_table(result))
+    for caveat in result.caveats:
+        console.print(f"caution: {caveat}", style="bold yellow")
+    console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
+
+
+def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    def call(value: Any) -> None:
+        first(value)
+        second(value)
+
+    return call
