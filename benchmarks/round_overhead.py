@@ -43,9 +43,12 @@ def recipe(folder: Path, rounds: int) -> list[float]:
     command = [sys.executable, str(script), str(folder), str(rounds + 1), str(SITES)]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     log = (folder / "peer" / "server" / "log.txt").read_text()
+    # the title is centred on a line of its own, two lines below the time
     starts = [
         datetime.strptime(found, "%Y-%m-%d %H:%M:%S,%f")
-        for found in re.findall(r"^(\S+ \S+) - .*Round \d+ started", log, flags=re.MULTILINE)
+        for found in re.findall(
+            r"^(\S+ [\d:,]+) - FedAvg [^\n]*\n-*\n?[^\n]*Round \d+ started", log, flags=re.MULTILINE
+        )
     ]
     return [(after - before).total_seconds() for before, after in pairwise(starts)]
 

@@ -18,6 +18,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
+from clients.bell import Bell
 from clients.failures import classify
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
@@ -52,6 +53,7 @@ class SiteExecutor(Executor):
         super().__init__()
         self.job = job  # FLARE exports a component's arguments from attributes of the same name
         self._job = Job.model_validate(job)
+        self._bell = Bell()
         self._tasks: dict[str, Callable[[Values, dict[str, Any]], tuple[Values, Any]]] = {
             PREPARE: self._prepare,
             TRAIN: self._train,
@@ -63,7 +65,8 @@ class SiteExecutor(Executor):
         self._scored: tuple[Values, Validation] | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """FLARE's events: tensors can travel once the run has started."""
+        """FLARE's events: tensors can travel once the run has started; the bell tells when to ask for a task."""
+        self._bell.handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
 
@@ -111,6 +114,7 @@ class SiteExecutor(Executor):
         trained = self._trainer.train(number, settings.steps_per_round, self._job.federation.rounds)
         self._local_values[number] = self._trainer.local_values()
         now = self._trainer.shared_values()
+        self.logger.info(f"round {number}: received model {received.metrics}, then {trained}")
         report = TrainReport(
             round=number,
             loss=None if math.isnan(trained.loss) else trained.loss,
@@ -131,6 +135,7 @@ class SiteExecutor(Executor):
         scores = self._trainer.score(self._data.test, native=True)
         if self._settings.output:
             write_case_scores(self._settings.output / "test_cases.csv", scores)
+        self.logger.info(f"test of the model after round {facts['round']}: {scores}")
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 
     def _score(self) -> Validation:

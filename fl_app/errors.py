@@ -4,7 +4,10 @@ UserError                 printed as one sentence, never as a traceback
 |-- ConfigError           a job file or a setting is wrong               exit code 2
 |-- UsageError            a command was called with wrong arguments      exit code 2
 |-- DataError             a site's images or labels cannot be used       exit code 1
-`-- FederationError       a federation could not start or not finish     exit code 1
+|-- TrainingError         training cannot go on                          exit code 1
+|-- FederationError       a federation could not start or not finish     exit code 1
+|-- ProvisioningError     startup kits could not be made                 exit code 1
+`-- KitError              a startup kit is not to be trusted or used     exit code 1
 """
 
 
@@ -30,5 +33,17 @@ class DataError(UserError):
     """A site's images or labels cannot be used as they are."""
 
 
+class TrainingError(UserError):
+    """Training cannot go on, such as when the loss is no longer a number."""
+
+
 class FederationError(UserError):
     """A federation could not start, or could not finish."""
+
+
+class ProvisioningError(UserError):
+    """A consortium's startup kits could not be made."""
+
+
+class KitError(UserError):
+    """A startup kit is damaged, forged, expired, or none at all."""

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
+BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
@@ -97,7 +98,7 @@ class TestReport(Report):
 class SiteFailure(Report):
     """Why a site could not do a task, without a word about its data."""
 
-    kind: Literal["data", "memory", "disk", "configuration", "internal"]
+    kind: Literal["data", "training", "memory", "disk", "configuration", "internal"]
 
     @property
     def sentence(self) -> str:
@@ -107,6 +108,7 @@ class SiteFailure(Report):
 
 _FAILURES = {
     "data": "its data cannot be used - its engineer finds each problem and its remedy in the site's own log",
+    "training": "its training diverged - lower training.learning_rate, or set training.precision: fp32",
     "memory": "it ran out of memory - lower training.batch_size or data.patch_voxels, or give the site more",
     "disk": "it cannot read or write a file it needs - its engineer finds which in the site's own log",
     "configuration": "the job does not fit the site's device or software - the site's own log says what",

@@ -19,7 +19,7 @@ from fl_app.data.findings import Finding, format_findings
 from fl_app.data.phantom import make_cohort
 from fl_app.data.site_check import check_site, split_site
 from fl_app.data.splits import assign_to_sites
-from fl_app.errors import DataError, FederationError, UsageError
+from fl_app.errors import ConfigError, DataError, FederationError, UsageError
 from fl_app.processes import running
 from fl_app.result import Baseline, Result, read_result, write_result
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, write_site
@@ -84,6 +84,9 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
 
         choose_device(simulation.device)
     sites = _site_settings(simulation, events)
+    quorum = simulation.job.federation.min_sites
+    if quorum > len(sites):
+        raise ConfigError(f"federation.min_sites: {quorum} - at most {len(sites)}, since that many sites take part")
     _check_data(simulation.job, sites, events)
     for name, settings in sites.items():
         write_site(out / "sites" / name / "site.yaml", settings)

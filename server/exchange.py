@@ -15,6 +15,7 @@ class Exchange:
         quorum: how many good answers are enough.
         time_limit: seconds from the start until the exchange ends in any case.
         grace: seconds to wait for the others once the quorum has answered.
+        patient: wait for everyone's answer even when the quorum can no longer be reached, to hear all reasons.
         clock: seconds, monotonic.
     """
 
@@ -24,6 +25,7 @@ class Exchange:
         quorum: int,
         time_limit: float,
         grace: float,
+        patient: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sites = tuple(sites)
@@ -36,6 +38,7 @@ class Exchange:
         self._end = clock() + time_limit
         self._time_limit = time_limit
         self._grace = grace
+        self._patient = patient
         self._quorum_end: float | None = None
 
     def accept(self, site: str) -> None:
@@ -54,7 +57,7 @@ class Exchange:
     def is_over(self) -> bool:
         """Whether there is nothing more to wait for."""
         waiting = self.waiting()
-        if not waiting or len(self.good) + len(waiting) < self.quorum:
+        if not waiting or (not self._patient and len(self.good) + len(waiting) < self.quorum):
             return True
         now = self._clock()
         return now >= self._end or (self._quorum_end is not None and now >= self._quorum_end)

@@ -18,11 +18,11 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
-from pydantic import ValidationError
 
 from fl_app.config import Job
 from fl_app.errors import FederationError, UserError
 from fl_app.messages import (
+    BELL_TOPIC,
     PREPARE,
     TEST,
     TRAIN,
@@ -125,12 +125,13 @@ class Federation(Controller):
             if trained.steps > self._job.training.steps_per_round:
                 return f"it claims {trained.steps} steps, the job has {self._job.training.steps_per_round}"
             weight = self._weight(site, trained)
-            reason = mean.refusal(values, weight)
-            if reason:
-                return reason
-            mean.add(values, weight)
+            try:
+                mean.add(values, weight)
+            except FederationError as error:
+                return str(error)
             weights[site], scores[site] = weight, trained.received
             self._record.site_trained(site, trained, payload_bytes(shared), payload_bytes(values))
+            self.logger.info(f"round {number}: {site} loss {trained.loss}, {trained.steps} steps, weight {weight}")
             return None
 
         self._record.round_started(number)
@@ -168,7 +169,11 @@ class Federation(Controller):
         reports: dict[str, TestReport] = {}
 
         def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
-            reports[site] = TestReport.model_validate(report)
+            tested = TestReport.model_validate(report)
+            if set(tested.dice) != set(self._job.data.labels):
+                return f"it tested {', '.join(sorted(tested.dice)) or 'nothing'}, not what the job's labels name"
+            reports[site] = tested
+            self.logger.info(f"test of the model after round {info.round}: {site} {tested.dice}")
             return None
 
         shared = {name: values[name] for name in self._exchanged}
@@ -179,6 +184,8 @@ class Federation(Controller):
     def _choose(self, number: int, scores: dict[str, Validation]) -> None:
         """Keep the current model, which is the one after round ``number``, if it is the best trained one so far."""
         value = self._record.model_validated(number, dict(sorted(scores.items())))
+        told = ", ".join(f"{site} {validation.metrics}" for site, validation in sorted(scores.items()))
+        self.logger.info(f"model after round {number}: {self._job.federation.best_metric} {value} ({told})")
         if number and value is not None and (self._best is None or value > self._best[1]):
             self._best = (number, value)
             self._save("best", number, (self._job.federation.best_metric, value))
@@ -203,7 +210,13 @@ class Federation(Controller):
     ) -> Exchange:
         """Send a task to the sites and take their answers as they come, until the exchange is over."""
         settings = self._job.federation
-        exchange = Exchange(sites, settings.min_sites or len(sites), settings.round_time_limit_s, settings.grace_s)
+        exchange = Exchange(
+            sites,
+            settings.min_sites or len(sites),
+            settings.round_time_limit_s,
+            settings.grace_s,
+            patient=task_name == PREPARE,
+        )
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, reply = client_task.client.name, client_task.result
@@ -221,6 +234,7 @@ class Federation(Controller):
         data = DXO(DataKind.WEIGHTS, data=values, meta=facts).to_shareable()
         task = Task(name=task_name, data=data, timeout=0, result_received_cb=received)
         self.broadcast(task, self._context, targets=list(sites), min_responses=0)
+        self._ring(sites)
         while not exchange.is_over():
             if self._abort.triggered:
                 raise FederationError("the job was aborted")
@@ -231,6 +245,11 @@ class Federation(Controller):
         self.cancel_task(task, fl_ctx=self._context)
         return exchange
 
+    def _ring(self, sites: Sequence[str]) -> None:
+        """Tell the sites to ask for their task now; who does not hear it asks a little later."""
+        engine = self._context.get_engine()
+        engine.fire_and_forget_aux_request(list(sites), BELL_TOPIC, Shareable(), self._context, optional=True)
+
     def _read(self, site: str, reply: Shareable, answer: Answer) -> str | None:
         """Take a site's answer; the reason why it cannot be used, or none."""
         try:
@@ -239,5 +258,6 @@ class Federation(Controller):
                 return SiteFailure(kind=kind).sentence
             dxo = from_shareable(reply)
             return answer(site, dxo.data, dxo.meta.get("report", {}))
-        except (ValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
-            return f"its answer does not follow the contract: {str(error).splitlines()[0]}"
+        except Exception as error:  # whatever a site sends, it must not end the job of the others
+            self.logger.warning(f"{site} sent what cannot be read", exc_info=True)
+            return f"its answer does not follow the contract: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -507,3 +507,12 @@ def test_no_temporary_file_remains(record, tmp_path):
     for number in range(3):
         record.round_started(number + 1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.json"]
+
+
+def test_a_patient_exchange_hears_every_reason_before_it_ends():
+    exchange = Exchange(["north", "south", "west"], 3, time_limit=60, grace=5, patient=True, clock=lambda: 0.0)
+    exchange.leave_out("north", "its data cannot be used")
+    assert not exchange.is_over(), "the quorum is out of reach, but south and west may have something to say"
+    exchange.leave_out("south", "it ran out of memory")
+    exchange.accept("west")
+    assert exchange.is_over() and not exchange.reached_quorum

@@ -47,6 +47,7 @@ def test_a_job_file_with_five_mistakes_is_reported_whole(tmp_path):
         (["--data", "data/site-1", "--split", "dirichlet:-1"], 2, "dirichlet"),
         (["--data", "data/site-1", "--sites", "9"], 1, "cases"),
         (["--data", "data", "--device", "gpu"], 2, "one of auto, cpu, cuda"),
+        (["--data", "data", "--config", "greedy.yaml"], 2, "federation.min_sites: 5 - at most 2"),
         (["--sites", "0"], 2, "--sites"),
         (["--rounds", "no"], 2, "--rounds"),
         (["--sites", "two"], 2, "--sites"),
@@ -55,6 +56,7 @@ def test_a_job_file_with_five_mistakes_is_reported_whole(tmp_path):
 def test_wrong_arguments_end_in_one_sentence(tmp_path, arguments, code, words):
     write_sites(tmp_path / "data", site_1=4, site_2=4)
     write_job(tmp_path / "job.yaml")
+    write_job(tmp_path / "greedy.yaml", federation={"min_sites": 5})
     if "--config" not in arguments:
         arguments = ["--config", "job.yaml", *arguments]
     done = fedspleen("simulate", *arguments, cwd=tmp_path)

@@ -16,7 +16,7 @@ from fl_app.config import AugmentationSettings, DataSettings, Job, NetworkSettin
 from fl_app.data.cases import Case
 from fl_app.data.preparation import PreparedCase, load_label, prepare_cases
 from fl_app.data.sampling import PatchSampler
-from fl_app.errors import ConfigError, DataError
+from fl_app.errors import ConfigError, DataError, TrainingError
 from fl_app.networks import build_network, exchanged_names
 from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
@@ -362,7 +362,7 @@ def test_steps_without_cases_are_refused():
 
 def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(cases):
     broken = [dataclasses.replace(case, image=case.image * math.nan) for case in cases]
-    with pytest.raises(DataError, match=r"no longer a number in round 7 - lower training.learning_rate"):
+    with pytest.raises(TrainingError, match=r"no longer a number in round 7 - lower training.learning_rate"):
         Trainer(tiny_job(), broken, CPU, "site-1").train(7, 2, 9)
 
 

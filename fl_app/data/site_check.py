@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def check_site(
         return [Finding(**item) for item in json.loads(path.read_text())]
     findings = check_cases(dataset, settings.labels)
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.write_text(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     temporary.replace(path)
     return findings

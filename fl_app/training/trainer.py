@@ -13,7 +13,7 @@ from torch import nn
 from fl_app.config import Job
 from fl_app.data.preparation import PreparedCase
 from fl_app.data.sampling import PatchSampler
-from fl_app.errors import DataError
+from fl_app.errors import DataError, TrainingError
 from fl_app.networks import build_network, exchanged_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
@@ -96,7 +96,8 @@ class Trainer:
             rounds: how many rounds of as many steps the whole training has.
 
         Raises:
-            DataError: there are no training cases, or the loss is no longer a number.
+            DataError: there are no training cases.
+            TrainingError: the loss is no longer a number.
         """
         started = time.monotonic()
         if steps and not self._sampler.cases:
@@ -121,7 +122,7 @@ class Trainer:
             )
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
-            raise DataError(
+            raise TrainingError(
                 f"the training loss is no longer a number in round {round_number} - "
                 "lower training.learning_rate, or set training.precision: fp32"
             )
