@@ -28,8 +28,8 @@ fedspleen_setup() {
         return 1
     fi
     "$python" -m venv --clear .venv || return 1
-    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock ||
-        ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; then
+    if ! .venv/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements.lock ||
+        ! .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; then
         echo "the packages could not be installed; pip's message is above. Start again once its cause is mended." >&2
         return 1
     fi

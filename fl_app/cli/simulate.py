@@ -39,7 +39,7 @@ def simulate(
     from fl_app.data.findings import format_findings
     from fl_app.reports.curves import Curves
     from fl_app.reports.progress import Progress
-    from fl_app.reports.tables import comparison_table, test_table
+    from fl_app.reports.tables import table_of_models, table_of_tests
     from fl_app.simulation import Events, Simulation, run_simulation
 
     overrides: dict[Key, Any] = {}
@@ -67,9 +67,9 @@ def simulate(
         if (out / "logs").exists():
             print(f"what was reached so far is in {out}", file=sys.stderr)
         raise
-    console.print(test_table(result))
+    console.print(table_of_tests(result))
     if compare:
-        console.print(comparison_table(result))
+        console.print(table_of_models(result))
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")

@@ -8,7 +8,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.status import Status
 
+from fl_app.reports.tables import number
 from fl_app.result import Result, Round
+
+_SITES_IN_A_LINE = 4
 
 
 class Progress:
@@ -48,27 +51,41 @@ class Progress:
             )
             for site, reason in result.refused.items():
                 self._console.print(f"{site} takes no part: {reason}", style="bold red")
-        for number in range(self._printed, len(result.rounds)):
-            if result.rounds[number].dice is None:
+        for place in range(self._printed, len(result.rounds)):
+            if result.rounds[place].dice is None:
                 break
-            self._console.print(round_line(result, result.rounds[number]))
-            self._printed = number + 1
+            self._console.print(round_line(result, result.rounds[place]))
+            self._printed = place + 1
         self._status.update(status_line(result))
 
 
 def round_line(result: Result, done: Round) -> str:
     """One finished round in one line."""
-    parts = []
-    for name, site in sorted(done.sites.items()):
-        loss = "-" if site.loss is None else f"{site.loss:.3f}"
-        dice = "-" if site.dice is None else f"{site.dice:.3f}"
-        parts.append(f"{name} {loss}/{dice}")
     left_out = "".join(f"; {site} left out: {reason}" for site, reason in sorted(done.left_out.items()))
     width = len(str(result.rounds_asked))
     return (
         f"round {done.number:{width}}/{result.rounds_asked}  Dice {done.dice:.3f}  "
-        f"loss/Dice: {', '.join(parts)}  {done.seconds:.1f} s  {time_left(result)}{left_out}"
+        f"{_sites(done)}  {done.seconds:.1f} s  {time_left(result)}{left_out}"
     )
+
+
+def _sites(done: Round) -> str:
+    """Each site's loss and Dice, or their range where there are many."""
+    if len(done.sites) > _SITES_IN_A_LINE:
+        losses = [site.loss for site in done.sites.values() if site.loss is not None]
+        scores = [site.dice for site in done.sites.values() if site.dice is not None]
+        return f"{len(done.sites)} sites: loss {_range(losses)}, Dice {_range(scores)}"
+    parts = [f"{name} {number(site.loss)}/{number(site.dice)}" for name, site in sorted(done.sites.items())]
+    return f"loss/Dice: {', '.join(parts)}"
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.3f} to {max(values):.3f}" if values else "-"
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - _SITES_IN_A_LINE
+    return ", ".join(names[:_SITES_IN_A_LINE]) + (f" and {more} more" if more > 0 else "")
 
 
 def status_line(result: Result) -> str:
@@ -78,8 +95,9 @@ def status_line(result: Result) -> str:
     current = result.rounds[-1]
     if current.number == result.rounds_asked and current.seconds:
         return "testing the best model on the held-out test cases" if current.dice else "validating the last model"
-    trained = ", ".join(sorted(current.sites)) or "none yet"
-    return f"round {current.number}/{result.rounds_asked}: trained by {trained}; {time_left(result)}"
+    waiting = sorted(result.sites.keys() - current.sites.keys())
+    who = f"waiting for {_names(waiting)}" if waiting else "averaging"
+    return f"round {current.number}/{result.rounds_asked}: {who}; {time_left(result)}"
 
 
 def time_left(result: Result) -> str:
@@ -87,5 +105,8 @@ def time_left(result: Result) -> str:
     seconds = sorted(done.seconds for done in result.rounds if done.seconds)
     if not seconds:
         return "time left unknown"
-    left = seconds[len(seconds) // 2] * (result.rounds_asked - len(seconds))
+    rounds = result.rounds_asked - len(seconds)
+    if not rounds:
+        return "only the test is left"
+    left = seconds[len(seconds) // 2] * rounds
     return f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"

@@ -7,7 +7,7 @@ from rich.table import Table
 from fl_app.result import Result, SiteScores, weighted_mean
 
 
-def test_table(result: Result) -> Table:
+def table_of_tests(result: Result) -> Table:
     """Each site's held-out test cases under the final model."""
     final = result.final
     assert final is not None  # a finished run has been tested
@@ -24,7 +24,7 @@ def test_table(result: Result) -> Table:
     return table
 
 
-def comparison_table(result: Result) -> Table:
+def table_of_models(result: Result) -> Table:
     """Each site's test cases under each model: one row a model, one column a site."""
     final = result.final
     assert final is not None
