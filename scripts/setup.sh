@@ -1,6 +1,18 @@
 # Sourced by simulate.sh and tests/run.sh from the project's root: makes .venv as requirements.lock says, once.
 # PYTHON=/path/to/python3.12 chooses the interpreter; PIP_* variables work as pip documents them.
 
+# Run a command that ends when this script is told to end; the shell alone would leave it behind.
+fedspleen_attended() {
+    local child status
+    "$@" &
+    child=$!
+    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM HUP
+    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 130' INT
+    wait "$child" && status=0 || status=$?
+    trap - TERM HUP INT
+    return "$status"
+}
+
 fedspleen_setup() {
     local python stamp wanted candidate
     python=${PYTHON:-}
@@ -27,9 +39,9 @@ fedspleen_setup() {
         echo "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2
         return 1
     fi
-    "$python" -m venv --clear .venv || return 1
-    if ! .venv/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements.lock ||
-        ! .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; then
+    fedspleen_attended "$python" -m venv --clear .venv || return 1
+    if ! fedspleen_attended .venv/bin/python -m pip install -qq --disable-pip-version-check --requirement requirements.lock ||
+        ! fedspleen_attended .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; then
         echo "the packages could not be installed; pip's message is above. Start again once its cause is mended." >&2
         return 1
     fi
