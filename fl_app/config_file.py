@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,18 @@ from fl_app.config import Job, NetworkSettings
 from fl_app.errors import ConfigError
 
 Key = tuple[str | int, ...]
+Section = TypeVar("Section", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class FileKind(Generic[Section]):
+    """A kind of YAML file that is read into a model."""
+
+    model: type[Section]
+    noun: str  # such as "job"
+    example: str  # keys that it could hold, in words
+    context: Callable[[dict[Any, Any]], dict[str, Any]] = lambda values: {}  # what sections know of each other
+
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 70, 70
@@ -38,26 +51,34 @@ _ALLOWED = {
 
 
 def load_job(path: Path, overrides: Mapping[Key, Any] | None = None) -> Job:
-    """The job in a YAML file.
-
-    Args:
-        path: the job file.
-        overrides: values that replace the file's, by key, such as ``{("federation", "rounds"): 3}``.
+    """The job in a YAML file, with ``overrides`` by key such as ``{("federation", "rounds"): 3}``.
 
     Raises:
         ConfigError: one line for each mistake: ``file:line key: value - what is allowed (did you mean ...?)``.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such job file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a text file: {error}") from None
-    return parse_job(text, str(path), overrides)
+    return load_settings(path, _JOB, overrides)
 
 
 def parse_job(text: str, name: str = "job", overrides: Mapping[Key, Any] | None = None) -> Job:
     """The job in a YAML text; ``name`` stands for the file in messages. Raises as `load_job`."""
+    return parse_settings(text, name, _JOB, overrides)
+
+
+def load_settings(path: Path, kind: FileKind[Section], overrides: Mapping[Key, Any] | None = None) -> Section:
+    """What a YAML file of this kind holds. Raises as `load_job`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such {kind.noun} file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a text file: {error}") from None
+    return parse_settings(text, str(path), kind, overrides)
+
+
+def parse_settings(
+    text: str, name: str, kind: FileKind[Section], overrides: Mapping[Key, Any] | None = None
+) -> Section:
+    """What a YAML text of this kind holds. Raises as `load_job`."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text) if root is not None else {}
@@ -76,19 +97,19 @@ def parse_job(text: str, name: str = "job", overrides: Mapping[Key, Any] | None 
     if values is None:
         values = {}  # a document that begins and holds nothing
     if not isinstance(values, dict):
-        raise ConfigError(f"{name}:1: a job file holds sections such as 'data:' and 'training:', not {_shown(values)}")
-    values = _without_empty(values, Job)
+        raise ConfigError(f"{name}:1: a {kind.noun} file holds {kind.example}, not {_shown(values)}")
+    values = _without_empty(values, kind.model, top=True)
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     try:
-        job = Job.model_validate(values, context=_context(values))
+        settings = kind.model.model_validate(values, context=kind.context(values))
     except ValidationError as error:
         # by key, because pydantic reports each value that a list lacks
         found = {_key(item): item for item in error.errors(include_url=False)}
-        mistakes += [(_line(root, key), _sentence(key, item)) for key, item in found.items()]
+        mistakes += [(_line(root, key), _sentence(kind, key, item)) for key, item in found.items()]
     if mistakes:
         raise ConfigError("\n".join(f"{name}:{line} {sentence}" for line, sentence in sorted(mistakes)))
-    return job
+    return settings
 
 
 def reported_metrics(labels: Iterable[str]) -> tuple[str, ...]:
@@ -147,7 +168,7 @@ def _set(values: dict[Any, Any], key: Key, value: Any) -> None:
     values[key[-1]] = value
 
 
-def _without_empty(values: Mapping[Any, Any], section: type[BaseModel]) -> dict[Any, Any]:
+def _without_empty(values: Mapping[Any, Any], section: type[BaseModel], top: bool = False) -> dict[Any, Any]:
     """A section whose lines are all commented out is left at its defaults, and so is a setting of the top level."""
     kept = {}
     for key, value in values.items():
@@ -158,7 +179,7 @@ def _without_empty(values: Mapping[Any, Any], section: type[BaseModel]) -> dict[
                 value = _without_empty(value, inner)
             if value is None:
                 continue
-        if value is not None or section is not Job:
+        if value is not None or not top:
             kept[key] = value
     return kept
 
@@ -184,7 +205,7 @@ def _key(item: Any) -> Key:
         if part == "[key]":
             break
         key.append(part)
-    if item["type"] == "missing":
+    if item["type"] == "missing" and isinstance(key[-1], int):
         key.pop()  # the place in a list that is too short
     if not key and "multiples of" in item["msg"]:
         key = ["data", "patch_voxels"]
@@ -224,13 +245,15 @@ def _shown(value: Any) -> str:
         return "a huge number"
 
 
-def _sentence(key: Key, item: Any) -> str:
-    name = _named(key) or "job"
+def _sentence(kind_of_file: FileKind[Any], key: Key, item: Any) -> str:
+    name = _named(key) or kind_of_file.noun
     value, kind, context = item.get("input"), item["type"], item.get("ctx", {})
     shown = _shown(value)
     if kind == "extra_forbidden":
-        allowed = _siblings(key)
+        allowed = list(_section_at(kind_of_file.model, key).model_fields)
         return f"{name}: unknown key - allowed here: {', '.join(allowed)}{_did_you_mean(key[-1], allowed)}"
+    if kind == "missing" and isinstance(item["loc"][-1], str):
+        return f"{name}: missing - {_section_at(kind_of_file.model, key).model_fields[str(key[-1])].description}"
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{name}: {shown} - one of {', '.join(choices)}{_did_you_mean(value, choices)}"
@@ -259,16 +282,18 @@ def _what(item: Any) -> str:
     return str(item["msg"])
 
 
-def _siblings(key: Key) -> list[str]:
-    """The keys that are allowed beside this one."""
-    section: type[BaseModel] = Job
+def _section_at(section: type[BaseModel], key: Key) -> type[BaseModel]:
+    """The section, or the item of a list, that holds this key."""
     for part in key[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return list(section.model_fields)
+        if isinstance(part, str):
+            annotation: Any = section.model_fields[part].annotation
+            section = next((each for each in get_args(annotation) if isinstance(each, type)), annotation)
+    return section
 
 
 def _did_you_mean(word: Any, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(word[:80], list(choices), n=1, cutoff=0.6) if isinstance(word, str) else []
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+_JOB = FileKind(Job, "job", "sections such as 'data:' and 'training:'", _context)

@@ -7,7 +7,8 @@ from importlib import metadata
 
 import typer
 
-from fl_app.cli import config
+from fl_app.cli import config, kit
+from fl_app.cli.provision import provision
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
 from fl_app.processes import Interrupted, raise_on_signals
@@ -19,7 +20,9 @@ app = typer.Typer(
     help="Train one 3D segmentation model together; every image stays where it is.",
 )
 app.command()(simulate)
+app.command()(provision)
 app.add_typer(config.app, name="config")
+app.add_typer(kit.app, name="kit")
 
 
 @app.command()
