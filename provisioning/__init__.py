@@ -1,1 +1,1 @@
-"""From a consortium's description to startup kits; so far only the components that a job may name."""
+"""From a consortium's description to signed startup kits: make, verify, list, renew and lock out."""
