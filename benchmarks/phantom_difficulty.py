@@ -1,8 +1,8 @@
 """Measures whether the phantom cohort is hard enough to mean something.
 
-    python benchmarks/phantom_difficulty.py                     thresholds only, about a minute
-    python benchmarks/phantom_difficulty.py --learn             also trains a small 3D U-Net on all sites' cases
-    python benchmarks/phantom_difficulty.py --learn --alone     and one on each site's cases
+    .venv/bin/python -m benchmarks.phantom_difficulty                   thresholds only, about a minute
+    .venv/bin/python -m benchmarks.phantom_difficulty --learn           also a small 3D U-Net on all sites' cases
+    .venv/bin/python -m benchmarks.phantom_difficulty --learn --alone   and one on each site's cases
 
 An oracle that knows the truth searches one window of HU for the whole cohort, with and without smoothing, and the
 better of two rules for picking the spleen among the connected components. What it reaches is what a method without
