@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
+PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
 
 Count = Annotated[int, Field(ge=0, le=10**9)]

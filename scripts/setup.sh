@@ -1,6 +1,16 @@
 # Sourced by simulate.sh and tests/run.sh from the project's root: makes .venv as requirements.lock says, once.
 # PYTHON=/path/to/python3.12 chooses the interpreter; PIP_* variables work as pip documents them.
 
+# What .venv must have been made from. Moving the folder breaks a virtual environment, so the place is part of it.
+fedspleen_wanted() {
+    cat requirements.lock pyproject.toml scripts/setup.sh | cksum
+    pwd
+}
+
+fedspleen_is_set_up() {
+    [ "$(cat .venv/fedspleen-installed 2>/dev/null)" = "$(fedspleen_wanted)" ]
+}
+
 # Run a command that ends when this script is told to end; the shell alone would leave it behind.
 fedspleen_attended() {
     local child status
@@ -14,7 +24,7 @@ fedspleen_attended() {
 }
 
 fedspleen_setup() {
-    local python stamp wanted candidate
+    local python candidate
     python=${PYTHON:-}
     if [ -z "$python" ]; then
         for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
@@ -28,10 +38,7 @@ fedspleen_setup() {
         echo "fedspleen needs Python 3.10 or later${python:+, and $python is not}; install it, or set PYTHON=/path/to/python" >&2
         return 1
     fi
-    stamp=.venv/fedspleen-installed
-    # moving the folder breaks a virtual environment, so the place is part of what must be the same
-    wanted=$(cat requirements.lock pyproject.toml scripts/setup.sh | cksum; pwd)
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    if fedspleen_is_set_up; then
         return 0
     fi
     echo "setting up .venv (once; downloads several hundred MB) ..."
@@ -45,5 +52,5 @@ fedspleen_setup() {
         echo "the packages could not be installed; pip's message is above. Start again once its cause is mended." >&2
         return 1
     fi
-    printf '%s\n' "$wanted" >"$stamp"
+    fedspleen_wanted >.venv/fedspleen-installed
 }

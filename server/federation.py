@@ -18,12 +18,14 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
+from nvflare.widgets.info_collector import InfoCollector
 
 from fl_app.config import Job
 from fl_app.errors import FederationError, UserError
 from fl_app.messages import (
     BELL_TOPIC,
     PREPARE,
+    PROGRESS,
     TEST,
     TRAIN,
     VALIDATE,
@@ -37,6 +39,7 @@ from fl_app.messages import (
 )
 from fl_app.model_file import ModelInfo, load_model, save_model
 from fl_app.networks import build_network, exchanged_names
+from fl_app.versions import incompatibility
 from server.aggregation import WeightedMean
 from server.exchange import Exchange
 from server.record import Record
@@ -72,6 +75,15 @@ class Federation(Controller):
         self._record.result.parameters = sum(value.numel() for value in network.parameters())
         self._record.result.exchanged_bytes = payload_bytes(self._shared())
 
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """An administrator's show_stats: answer with the result so far, which `fedspleen follow` prints."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == InfoCollector.EVENT_TYPE_GET_STATS:
+            collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
+            # from the file: it is whole at any time, the object may just be changing
+            if collector and self._record.path.exists():
+                collector.set_info(PROGRESS, {"result": self._record.path.read_text()})
+
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the whole job; a failure is written down before FLARE is told."""
         self._abort, self._context = abort_signal, fl_ctx
@@ -103,6 +115,10 @@ class Federation(Controller):
         ready: dict[str, SiteReady] = {}
 
         def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
+            # first of all: another version's report may look different
+            refusal = incompatibility(str(report.get("versions", {}).get("fedspleen", "")))
+            if refusal:
+                return refusal
             ready[site] = SiteReady.model_validate(report)
             self._record.site_ready(site, ready[site])
             return None

@@ -32,7 +32,7 @@ class Record:
     """
 
     def __init__(self, path: Path, job: Job) -> None:
-        self._path = path
+        self.path = path
         self._job = job
         self._started = time.monotonic()
         self.result = Result(
@@ -47,7 +47,7 @@ class Record:
     def save(self) -> None:
         """Write the file."""
         self.result.seconds = round(time.monotonic() - self._started, 3)
-        write_result(self._path, self.result)
+        write_result(self.path, self.result)
 
     def site_ready(self, site: str, ready: SiteReady) -> None:
         """A site has checked and prepared its data."""

@@ -6,8 +6,11 @@ from tests.federation import fedspleen, write_job, write_sites
 
 
 def test_help_of_every_command_is_enough_to_use_it():
-    for command in ((), ("simulate",), ("config",), ("config", "show"), ("config", "check")):
-        done = fedspleen(*command, "--help")
+    commands = ["", "simulate", "phantom", "config", "config show", "config check", "provision", "submit", "status"]
+    commands += ["follow", "abort", "download", "server start", "client start", "client check", "version"]
+    commands += [f"kit {name}" for name in ("verify", "unpack", "list", "revoke", "request", "approve", "assemble")]
+    for command in commands:
+        done = fedspleen(*command.split(), "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
     assert "--compare" in fedspleen("simulate", "--help").stdout
 

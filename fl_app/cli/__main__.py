@@ -7,7 +7,8 @@ from importlib import metadata
 
 import typer
 
-from fl_app.cli import config, kit
+from fl_app.cli import client, config, job, kit, server
+from fl_app.cli.phantom import phantom
 from fl_app.cli.provision import provision
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
@@ -21,8 +22,13 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(provision)
+app.command()(phantom)
 app.add_typer(config.app, name="config")
 app.add_typer(kit.app, name="kit")
+app.add_typer(server.app, name="server")
+app.add_typer(client.app, name="client")
+for command in (job.submit, job.status, job.follow, job.abort, job.download):
+    app.command()(command)
 
 
 @app.command()

@@ -1,0 +1,132 @@
+"""`fedspleen submit`, `status`, `follow`, `abort`, `download`: a job at real sites, from the lead's machine."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from fl_app.cli.console import open_console
+from fl_app.config_file import load_job
+from fl_app.errors import FederationError
+from fl_app.processes import Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fl_app.reports.progress import Progress
+    from fl_app.result import Result
+    from server.administration import Administration
+
+AdminKit = Annotated[Path, typer.Option(help="The folder of your own, an administrator's, kit.", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="The job, as `fedspleen submit` or `status` names it.", show_default=False)]
+
+
+def submit(
+    job: Annotated[Path, typer.Argument(help="A job file; the only thing that is sent.", show_default=False)],
+    kit: AdminKit,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the result.", show_default="results/NAME-DATE-TIME")
+    ] = None,
+    sites: Annotated[
+        int | None,
+        typer.Option(min=1, help="Wait for so many sites to be connected.", show_default="those connected now"),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's identifier and return.")] = False,
+) -> None:
+    """Submit a job, follow it to its end and download its result."""
+    from fl_app.deployment import jobs
+    from fl_app.reports.progress import Progress
+
+    described = load_job(job)
+    out = out or Path("results") / f"{described.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with jobs.connect(kit) as admin:
+        job_id = jobs.submit(admin, described, sites)
+        print(job_id if detach else f"job {job_id} submitted; result folder: {out}", flush=True)
+        if not detach:
+            console = open_console()
+            with Progress(console) as progress:
+                _follow(admin, job_id, kit, console, progress)
+                # the last rounds may have ended between two looks at the server
+                result = jobs.download(admin, job_id, out)
+                progress.update(result)
+            _print_result(console, result, out)
+
+
+def follow(job_id: JobId, kit: AdminKit) -> None:
+    """Show a job's progress until it has ended, as the simulator does."""
+    from fl_app.deployment import jobs
+    from fl_app.reports.progress import Progress
+
+    console = open_console()
+    with jobs.connect(kit) as admin, Progress(console) as progress:
+        status = _follow(admin, job_id, kit, console, progress)
+    print(f"job {job_id} has ended: {status}; `fedspleen download` brings its result home")
+
+
+def status(
+    kit: AdminKit,
+    job_id: Annotated[str | None, typer.Argument(help="A job.", show_default="all jobs and sites")] = None,
+) -> None:
+    """Say which sites are connected, and how jobs stand."""
+    from fl_app.deployment import jobs
+
+    with jobs.connect(kit) as admin:
+        if job_id is None:
+            print(f"connected sites: {', '.join(admin.sites()) or 'none'}")
+        states = [admin.state(job_id)] if job_id else admin.jobs()
+    table = Table()
+    for heading in ("job", "name", "status", "submitted", "by"):
+        table.add_column(heading, overflow="fold")
+    for state in states:
+        table.add_row(state.job_id, state.name, state.status, state.submitted, state.submitter)
+    if states:
+        open_console().print(table)
+
+
+def abort(job_id: JobId, kit: AdminKit) -> None:
+    """End a job early; what was reached can be downloaded."""
+    from fl_app.deployment import jobs
+
+    with jobs.connect(kit) as admin:
+        admin.abort(job_id)
+    print(f"job {job_id} is being ended")
+
+
+def download(
+    job_id: JobId,
+    kit: AdminKit,
+    out: Annotated[Path, typer.Option(help="A new folder for the result.", show_default=False)],
+) -> None:
+    """Bring the result of a job that has ended home, as the simulator leaves it."""
+    from fl_app.deployment import jobs
+
+    with jobs.connect(kit) as admin:
+        result = jobs.download(admin, job_id, out)
+    _print_result(open_console(), result, out)
+
+
+def _follow(admin: Administration, job_id: str, kit: Path, console: Console, progress: Progress) -> str:
+    """How the job ended."""
+    from fl_app.deployment import jobs
+
+    try:
+        state = jobs.follow(admin, job_id, progress.update, lambda news: console.print(news, soft_wrap=True))
+    except Interrupted:
+        print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
+        raise
+    return state.status
+
+
+def _print_result(console: Console, result: Result, out: Path) -> None:
+    from fl_app.reports.tables import table_of_tests
+
+    if result.status != "finished":
+        raise FederationError(f"{result.error or 'the job ended early'} (what was reached: {out})")
+    console.print(table_of_tests(result))
+    for caveat in result.caveats:
+        console.print(f"caution: {caveat}", style="bold yellow")
+    console.print(f"{result.seconds:.0f} s; result, model, server log and TensorBoard events are in {out}")

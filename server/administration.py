@@ -1,0 +1,167 @@
+"""What an administrator asks of a running server; thin over FLARE's own session."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    InvalidJobDefinition,
+    JobNotDone,
+    JobNotFound,
+    JobNotRunning,
+    NoConnection,
+    SessionClosed,
+)
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from fl_app.errors import FederationError
+from fl_app.messages import PROGRESS
+from fl_app.result import Result
+
+_PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as FLARE knows it.
+
+    Attributes:
+        job_id: FLARE's identifier.
+        name: the job's name.
+        status: FLARE's word: SUBMITTED, RUNNING, FINISHED:COMPLETED, ...
+        submitted: when, ISO 8601.
+        submitter: who.
+        note: why it is not running, if the scheduler says so.
+    """
+
+    job_id: str
+    name: str
+    status: str
+    submitted: str
+    submitter: str
+    note: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, well or not."""
+        return not self.status.startswith(("SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING"))
+
+
+class Administration:
+    """A connection to the server with an administrator's rights; use `administration` to open one."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def submit(self, folder: Path) -> str:
+        """Hand in an exported job; its identifier."""
+        return str(self._session.submit_job(str(folder)))
+
+    def sites(self) -> list[str]:
+        """Names of the sites that are connected."""
+        return sorted(client.name for client in self._session.get_system_info().client_info)
+
+    def state(self, job_id: str) -> JobState:
+        """How a job stands."""
+        return _state(self._session.get_job_meta(job_id))
+
+    def jobs(self) -> list[JobState]:
+        """All jobs that the server remembers, the latest first."""
+        return [_state(meta) for meta in self._session.list_jobs(detailed=True, reverse=True)]
+
+    def progress(self, job_id: str) -> Result | None:
+        """The growing result of a running job; none while it has none, or when it has just ended."""
+        try:
+            told = self._session.show_stats(job_id, "server").get("server")
+        except (JobNotFound, JobNotRunning, InternalError):
+            # between two states: the job's process is starting or has just ended
+            return None
+        try:
+            text = told[PROGRESS]["result"] if isinstance(told, dict) else None
+            return Result.model_validate_json(text) if text else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def abort(self, job_id: str) -> None:
+        """End a job early."""
+        self._session.abort_job(job_id)
+
+    def download(self, job_id: str, folder: Path) -> Path:
+        """What a finished job left at the server, below a folder; the job's own folder."""
+        located = self._session.download_job_result(job_id, str(folder))
+        if not located or not Path(located).is_dir():
+            raise FederationError(f"job {job_id}: the server has no result of it")
+        return Path(located)
+
+
+@contextmanager
+def administration(kit: Path, user: str, where: str) -> Iterator[Administration]:
+    """A session with the server; every failure of it is one sentence.
+
+    Args:
+        kit: the folder of an administrator's kit.
+        user: whose kit it is.
+        where: the server's address, for messages.
+
+    Raises:
+        FederationError: the server cannot be reached, or does not do what it is asked.
+    """
+    session = None
+    logging.getLogger().addHandler(logging.NullHandler())  # what matters comes as an exception
+    try:
+        with redirect_stdout(StringIO()):  # FLARE's "Connecting ..."
+            session = new_secure_session(user, str(kit), timeout=_PATIENCE_SECONDS, auto_login_max_tries=1)
+        yield Administration(session)
+    except (NoConnection, SessionClosed):
+        raise FederationError(
+            f"the server at {where} does not answer: is it running, and do host and port in the kit lead to it?"
+        ) from None
+    except AuthenticationError as error:
+        raise FederationError(f"the server at {where} does not accept {user}: {error}") from None
+    except AuthorizationError:
+        raise FederationError(f"{user} may not do this: it takes the kit of a lead") from None
+    except JobNotFound as error:
+        raise FederationError(f"there is no such job ({error}) - `fedspleen status` lists them") from None
+    except JobNotDone:
+        raise FederationError("the job has not ended yet - `fedspleen follow` waits for it") from None
+    except JobNotRunning:
+        raise FederationError("the job is not running") from None
+    except (InvalidJobDefinition, InternalError) as error:
+        raise FederationError(f"the server refused: {error}") from None
+    finally:
+        if session is not None:
+            with redirect_stdout(StringIO()):
+                _close(session)
+
+
+def _close(session: Session) -> None:
+    with suppress(NoConnection, SessionClosed, InternalError, RuntimeError):  # there may be no server any more
+        session.close()
+
+
+def _state(meta: dict[str, Any]) -> JobState:
+    history = meta.get("schedule_history") or []
+    note = str(history[-1]) if history and isinstance(history, list) else ""
+    if isinstance(history, str):
+        try:
+            note = str(json.loads(history)[-1])
+        except (ValueError, IndexError):
+            note = history
+    return JobState(
+        str(meta.get("job_id", "")),
+        str(meta.get("name") or meta.get("job_name", "")),
+        str(meta.get("status", "unknown")),
+        str(meta.get("submit_time_iso") or meta.get("submit_time", "")),
+        str(meta.get("submitter_name", "")),
+        note,
+    )

@@ -1,0 +1,260 @@
+"""A server and two sites with real processes and mutual TLS on this machine: the job that the simulator runs."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from fl_app.deployment.kit import open_kit
+from fl_app.model_file import load_model
+from fl_app.result import read_result
+from fl_app.site import SiteSettings, write_site
+from provisioning.consortium import parse_consortium
+from provisioning.provision import provision
+from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
+
+pytestmark = pytest.mark.slow
+
+LEAD = "lead@example.org"
+SITES = ("site-1", "site-2")
+SIMULATED = "flare/run/server/simulate_job/result"
+CONSORTIUM = """\
+name: {name}
+server: {{hosts: [localhost], port: {port}}}
+sites:
+  - {{name: site-1, organisation: hospital_1}}
+  - {{name: site-2, organisation: hospital_2}}
+administrators:
+  - {{email: lead@example.org, role: lead}}
+  - {{email: guest@example.org, role: member}}
+"""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def make_kits(folder, name="trial", port=None):
+    provision(parse_consortium(CONSORTIUM.format(name=name, port=port or free_port())), folder)
+    return folder / "kits"
+
+
+class Running:
+    """A started command with what it has printed so far."""
+
+    def __init__(self, *arguments, cwd):
+        self.started = time.monotonic()
+        self.process = start_fedspleen(*arguments, cwd=cwd)
+        self.lines, self.errors = [], []
+        for stream, kept in ((self.process.stdout, self.lines), (self.process.stderr, self.errors)):
+            threading.Thread(target=self._read, args=(stream, kept), daemon=True).start()
+
+    def _read(self, stream, kept):
+        kept.extend(iter(stream.readline, ""))
+
+    @property
+    def text(self):
+        return "".join(self.lines) + "".join(self.errors)
+
+    def wait_for(self, words, seconds=30):
+        end = time.monotonic() + seconds
+        while words not in self.text:
+            assert self.process.poll() is None and time.monotonic() < end, f"no {words!r} in: {self.text}"
+            time.sleep(0.05)
+        return time.monotonic() - self.started
+
+    def end(self, number=signal.SIGTERM):
+        """Seconds until the process has ended."""
+        started = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(timeout=30)
+        return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory):
+    """Kits, data that nobody may write, settings, a job; a running server with two registered sites."""
+    folder = tmp_path_factory.mktemp("sites")
+    kits = make_kits(folder / "consortium")
+    data = write_sites(folder / "data", site_1=7, site_2=6)
+    for site in SITES:
+        write_site(kits / site / "site.yaml", SiteSettings(data=data / site, threads=1, device="cpu"))
+    write_job(folder / "job.yaml")
+    for path in sorted(data.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    started = {"server": Running("server", "start", kits / "server", cwd=folder)}
+    seconds = {"server": started["server"].wait_for("ready at localhost")}
+    for site in SITES:
+        started[site] = Running("client", "start", kits / site, cwd=folder)
+    for site in SITES:
+        seconds[site] = started[site].wait_for(f"site {site} registered with server localhost")
+    yield folder, kits, started, seconds
+    for each in started.values():
+        each.end()
+    assert processes_about(folder) == []
+
+
+@pytest.fixture(scope="module")
+def run(consortium):
+    """One job at the sites, submitted, followed and downloaded, and beside it in the simulator; what was printed.
+
+    The simulator would give each of two sites one thread on two cores; here both have one anywhere.
+    """
+    folder, kits, _, _ = consortium
+    environment = {"FEDSPLEEN_SITE_FILE": f"{kits}/{{site}}/site.yaml", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fl_app.job", folder / "flare", folder / "job.yaml", *SITES]
+    with (folder / "simulator.log").open("wb") as log:
+        simulator = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**os.environ, **environment}
+        )
+    try:
+        done = fedspleen("submit", folder / "job.yaml", "--kit", kits / LEAD, "--out", folder / "out", cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        end = time.monotonic() + 60
+        while read_result(folder / SIMULATED / "result.json").status == "running" and time.monotonic() < end:
+            time.sleep(0.2)
+    finally:
+        simulator.stdin.close()  # the simulator ends with whoever started it
+        simulator.wait(timeout=30)
+    return done.stdout
+
+
+def test_start_to_registered_takes_seconds(consortium):
+    print(consortium[3])
+    assert max(consortium[3].values()) < 15, "5 s on an idle machine; tests run beside each other"
+
+
+def test_the_downloaded_folder_is_the_simulators(consortium, run):
+    out = consortium[0] / "out"
+    result = read_result(out / "result.json")
+    assert result.status == "finished" and len(result.rounds) == 3 and set(result.sites) == set(SITES)
+    found = {path.name for path in out.iterdir()}
+    assert found == {"result.json", "model", "logs", "tensorboard", "job.yaml"}
+    assert {path.name for path in (out / "model").iterdir()} == {"best.safetensors", "last.safetensors"}
+    for words in ("round 1/3", "round 3/3", "Held-out test cases", f"{result.final.mean_dice:.3f}"):
+        assert words in run
+    assert b"secretpatient" not in (out / "logs" / "server.log").read_bytes() + (out / "result.json").read_bytes()
+    for site in SITES:
+        assert (consortium[1] / site / "output" / "test_cases.csv").exists()
+
+
+def test_the_weights_are_the_simulators_bit_for_bit(consortium, run):
+    folder = consortium[0]
+    for name in ("best", "last"):
+        here, info = load_model(folder / "out" / "model" / f"{name}.safetensors")
+        there, other = load_model(folder / SIMULATED / "model" / f"{name}.safetensors")
+        assert here.keys() == there.keys() and info.round == other.round
+        assert all(torch.equal(here[key], there[key]) for key in here)
+    real, simulation = (read_result(folder / each / "result.json") for each in ("out", SIMULATED))
+    assert real.status == simulation.status == "finished" and real.final == simulation.final
+    seconds = [[done.seconds for done in each.rounds] for each in (real, simulation)]
+    print(f"seconds a round: sites {seconds[0]}, simulator {seconds[1]}")
+
+
+def test_status_lists_sites_and_jobs(consortium, run):
+    folder, kits, _, _ = consortium
+    done = fedspleen("status", "--kit", kits / LEAD, cwd=folder)
+    assert done.returncode == 0 and "connected sites: site-1, site-2" in done.stdout
+    assert "FINISHED:COMPLETED" in done.stdout and "small" in done.stdout
+
+
+def test_a_job_that_waits_for_sites_can_be_aborted(consortium):
+    folder, kits, _, _ = consortium
+    done = fedspleen("submit", folder / "job.yaml", "--kit", kits / LEAD, "--sites", "5", "--detach", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    job_id = done.stdout.strip()
+    early = fedspleen("download", job_id, "--kit", kits / LEAD, "--out", folder / "early", cwd=folder)
+    assert early.returncode == 1 and "has not ended yet" in early.stderr, early.stderr
+    done = fedspleen("abort", job_id, "--kit", kits / LEAD, cwd=folder)
+    assert done.returncode == 0 and "is being ended" in done.stdout, done.stderr
+
+
+def test_who_may_only_look_cannot_submit(consortium):
+    folder, kits, _, _ = consortium
+    done = fedspleen("submit", folder / "job.yaml", "--kit", kits / "guest@example.org", "--detach", cwd=folder)
+    assert done.returncode == 1 and "takes the kit of a lead" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_unknown_job_is_one_sentence(consortium):
+    folder, kits, _, _ = consortium
+    done = fedspleen("follow", "no-such-job", "--kit", kits / LEAD, cwd=folder)
+    assert done.returncode == 1 and "there is no such job" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_second_server_on_the_port_is_refused(consortium):
+    folder, kits, _, _ = consortium
+    done = fedspleen("server", "start", kits / "server", "--workspace", folder / "second", cwd=folder)
+    assert done.returncode == 1 and "cannot be opened" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_another_authoritys_certificate_is_refused(consortium, tmp_path):
+    """A whole, valid kit of another consortium that names this server's address."""
+    folder, kits, _, _ = consortium
+    other = make_kits(tmp_path / "other", "other", open_kit(kits / "site-1", "site").port)
+    done = fedspleen("client", "start", other / "site-1", "--data", folder / "data" / "site-1", cwd=folder)
+    assert done.returncode == 1 and "another authority" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_another_sites_certificate_is_refused(consortium, tmp_path):
+    """By the kit's check; and, where somebody goes round it, by the server."""
+    folder, kits, _, _ = consortium
+    forged = shutil.copytree(kits / "site-1", tmp_path / "forged")
+    for name in ("client.crt", "client.key"):
+        shutil.copy(kits / "site-2" / "startup" / name, forged / "startup" / name)
+    done = fedspleen("client", "start", forged, "--data", folder / "data" / "site-1", cwd=folder)
+    assert done.returncode == 1 and "for site-2, in a kit for site-1" in done.stderr
+    command = [sys.executable, "-m", "fl_app.deployment.process", "site", forged, "site-1", "x", tmp_path / "ready"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    refusal = "authenticated as 'site-2' but claimed endpoint 'site-1'"
+    end = time.monotonic() + 20
+    while refusal not in (kits / "server" / "log.txt").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    process.stdin.close()
+    process.wait(timeout=20)
+    assert not (tmp_path / "ready").exists()
+
+
+def test_check_finds_nothing_wrong_with_a_running_server(consortium):
+    folder, kits, _, _ = consortium
+    done = fedspleen("client", "check", kits / "site-1", "--job", folder / "job.yaml", "--json", cwd=folder)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["good"], report["findings"]
+    assert "accepts this site's certificate" in report["facts"]["connection"] and report["unchecked"] == []
+    assert abs(float(report["facts"]["clock"].split()[0])) < 2
+
+
+def test_everything_ends_within_15_seconds_of_a_signal_and_the_result_is_found(consortium):
+    """The server is ended in the middle of a job, and started again."""
+    folder, kits, started, _ = consortium
+    job = write_job(folder / "longer.yaml", federation={"rounds": 1000})
+    done = fedspleen("submit", job, "--kit", kits / LEAD, "--detach", cwd=folder)
+    job_id = done.stdout.strip()
+    follower = Running("follow", job_id, "--kit", kits / LEAD, cwd=folder)
+    follower.wait_for("round    2/1000", seconds=60)
+    assert started["server"].end() < 15 and started["server"].process.returncode == 0
+    assert "server stopped" in started["server"].text and processes_about(kits / "server") == []
+    started["server"] = Running("server", "start", kits / "server", cwd=folder)
+    started["server"].wait_for("ready at localhost")
+    follower.wait_for("has ended: FINISHED:ABORTED")
+    done = fedspleen("download", job_id, "--kit", kits / LEAD, "--out", folder / "aborted", cwd=folder)
+    assert done.returncode == 1 and "the job was aborted" in done.stderr and "Traceback" not in done.stderr
+    assert len(read_result(folder / "aborted" / "result.json").rounds) >= 2
+    started["site-2"].process.send_signal(signal.SIGINT)
+    for site, number in zip(SITES, (signal.SIGTERM, signal.SIGINT), strict=True):
+        assert started[site].end(number) < 15 and started[site].process.returncode == 0, started[site].text
+        assert f"{site} stopped" in started[site].text and processes_about(kits / site) == []
+        started[site] = Running("client", "start", kits / site, cwd=folder)
+    for site in SITES:
+        started[site].wait_for("registered with server")
