@@ -79,6 +79,10 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     out = simulation.out
     if (out / "result.json").exists():
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
+    for path in (out.absolute(), Path(sys.executable)):
+        if any(character.isspace() for character in str(path)):
+            # FLARE's simulator puts paths into a command line and takes it apart at spaces
+            raise UsageError(f"{path}: FLARE's simulator needs paths without spaces - choose another folder")
     if simulation.device not in ("auto", "cpu"):
         from fl_app.training.device import choose_device  # imports torch: seconds that other runs need not wait
 
