@@ -1,0 +1,48 @@
+"""How the sites' work becomes one model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fl_app.config.base import Positive, Settings, mistake
+
+
+class FederationSettings(Settings):
+    """How the sites' work becomes one model."""
+
+    algorithm: Literal["fedavg", "fedprox"] = Field(
+        "fedavg", description="fedprox adds proximal_mu / 2 * |w - w_global|^2 to each site's loss"
+    )
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox only: strength of the pull")
+    rounds: Positive = Field(20, description="exchanges between the sites and the server")
+    weight_by: Literal["cases", "steps", "equal"] = Field(
+        "cases",
+        description="a site's weight in the average: its training cases, its steps, or the same for all",
+    )
+    normalisation: Literal["average", "local"] = Field(
+        "average",
+        description="average: normalisation layers, running statistics included, are averaged like the rest; "
+        "local: they stay at each site (FedBN)",
+    )
+    min_sites: Annotated[int, Field(ge=0)] = Field(
+        0, description="quorum: a round with fewer good updates ends the job; 0: every site must answer"
+    )
+    round_time_limit_s: Annotated[int, Field(ge=1)] = Field(
+        3600, description="longest time for a round in seconds; then the quorum decides"
+    )
+    grace_s: Annotated[int, Field(ge=0)] = Field(
+        30, description="once the quorum has answered, how many seconds the round waits for the others"
+    )
+    best_metric: str = Field(
+        "val_dice", description="what selects the best model, averaged over the sites by validation cases"
+    )
+
+    @field_validator("best_metric")
+    @classmethod
+    def _metric_is_reported(cls, metric: str, info: ValidationInfo) -> str:
+        reported = (info.context or {}).get("reported_metrics", ())
+        if reported and metric not in reported:
+            raise mistake("a metric that the trainer reports: " + ", ".join(reported), reported)
+        return metric

@@ -1,0 +1,32 @@
+"""One federated training, whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fl_app.config.base import Settings
+from fl_app.config.data import DataSettings, check_patch
+from fl_app.config.federation import FederationSettings
+from fl_app.config.network import NetworkSettings
+from fl_app.config.training import EvaluationSettings, TrainingSettings
+
+
+class Job(Settings):
+    """One federated training, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] = Field(
+        "spleen", description="lower-case letters, digits, '-' and '_', at most 40"
+    )
+    seed: Annotated[int, Field(ge=0, le=2**31)] = Field(0, description="of everything random")
+    data: DataSettings = Field(default_factory=DataSettings)
+    network: NetworkSettings = Field(default_factory=NetworkSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    federation: FederationSettings = Field(default_factory=FederationSettings)
+
+    @model_validator(mode="after")
+    def _patch_fits_network(self) -> Job:
+        check_patch(self.data.patch_voxels, self.network.patch_multiple)
+        return self

@@ -1,0 +1,71 @@
+"""How a site trains, predicts and scores."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fl_app.config.base import Positive, Probability, Settings
+
+
+class AugmentationSettings(Settings):
+    """Random changes to each training patch; 0 switches one off."""
+
+    flip_probability: tuple[Probability, Probability, Probability] = Field(
+        (0.0, 0.0, 0.0), description="chance of mirroring along x, y, z; x makes left and right alike"
+    )
+    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="intensities are multiplied by 1 - s to 1 + s"
+    )
+    intensity_shift: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="intensities are shifted by -s to s, in units of the HU window"
+    )
+    noise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="standard deviation of added Gaussian noise, in units of the HU window"
+    )
+
+
+class TrainingSettings(Settings):
+    """How each site trains, between two exchanges."""
+
+    loss: Literal["dice_ce", "dice", "dice_focal"] = Field(
+        "dice_ce", description="dice_ce: soft Dice plus cross-entropy; dice; dice_focal: Dice plus focal loss"
+    )
+    optimizer: Literal["novograd", "adam", "adamw", "sgd"] = Field(
+        "novograd", description="sgd uses Nesterov momentum 0.99, as nnU-Net does"
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(0.002, description="at the start of the job")
+    schedule: Literal["constant", "cosine", "polynomial"] = Field(
+        "cosine",
+        description="how the learning rate falls over the whole job; polynomial: power 0.9 as nnU-Net",
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="L2 penalty or decoupled decay")
+    steps_per_round: Annotated[int, Field(ge=0)] = Field(
+        100,
+        description="optimiser steps of each site in a round; 0: none, which measures the federation alone",
+    )
+    batch_size: Positive = Field(2, description="patches in a step")
+    foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="auto: bf16 where the device computes it fast, else fp16 on GPU and fp32 on CPU; fp16 scales "
+        "gradients and needs a GPU; fp32: mixed precision off",
+    )
+    gradient_clip: Annotated[float, Field(ge=0)] = Field(12.0, description="largest norm of the gradient; 0: no limit")
+    deterministic: bool = Field(
+        False, description="same seed, same machine: the same weights, bit for bit; may be slower on a GPU"
+    )
+    augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
+
+
+class EvaluationSettings(Settings):
+    """How predictions are made and scored."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25,
+        description="share by which neighbouring windows overlap; their predictions blend with Gaussian weights",
+    )
+    surface_tolerance_mm: Annotated[float, Field(gt=0)] = Field(
+        3.0, description="normalised surface distance: a surface point within this many mm counts as right"
+    )
