@@ -23,6 +23,7 @@ from fl_app.config import Job
 from fl_app.config_file import load_job
 from fl_app.data.preparation import PreparedCase
 from fl_app.data.site_data import load_site_data
+from fl_app.files import replacing
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.processes import end_with_parent
 from fl_app.result import Baseline, site_scores, software_versions, weighted_mean
@@ -85,9 +86,8 @@ def _train_and_write(out: Path, name: str, trained_on: list[str], names: list[st
     baseline = train_baseline(
         job, trained_on, sites, job.training.steps_per_round * len(trained_on), folder / f"{name}.safetensors"
     )
-    temporary = folder / f".{name}.tmp"
-    temporary.write_text(baseline.model_dump_json(indent=2))
-    temporary.replace(folder / f"{name}.json")
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(baseline.model_dump_json(indent=2))
 
 
 def main(out: Path, names: list[str]) -> None:

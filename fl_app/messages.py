@@ -1,7 +1,7 @@
 """The contract of the wire: which tasks the server sends, and what a site answers.
 
     task       to the site                              back from the site
-    prepare    nothing                                  SiteReady: counts, device, versions
+    prepare    the last finished round, 0 at first      SiteReady: counts, device, versions
     train      round, values of the model before it     TrainReport + differences of the values, weighted later
     validate   values of the last model                 ValidationReport
     test       values of the best model                 TestReport
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
+MAIN = "main"  # which network a task is about: the job's own
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
@@ -44,6 +45,9 @@ class SiteReady(Report):
     device: str = Field(max_length=100)
     precision: Literal["bf16", "fp16", "fp32"]
     versions: dict[str, str]
+    restored: bool | None = Field(
+        description="its optimiser and local layers as after the server's last round; none: nothing to restore",
+    )
     seconds: Seconds
 
 
@@ -99,7 +103,7 @@ class TestReport(Report):
 class SiteFailure(Report):
     """Why a site could not do a task, without a word about its data."""
 
-    kind: Literal["data", "training", "memory", "disk", "configuration", "internal"]
+    kind: Literal["data", "training", "memory", "disk", "configuration", "policy", "internal"]
 
     @property
     def sentence(self) -> str:
@@ -113,6 +117,7 @@ _FAILURES = {
     "memory": "it ran out of memory - lower training.batch_size or data.patch_voxels, or give the site more",
     "disk": "it cannot read or write a file it needs - its engineer finds which in the site's own log",
     "configuration": "the job does not fit the site's device or software - the site's own log says what",
+    "policy": "the site's own limits forbid this job - its engineer finds which in the site's own log",
     "internal": "an unexpected error, written to the site's own log - please report it",
 }
 

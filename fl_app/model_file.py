@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fl_app.config import Job
 from fl_app.config_file import parse_job
 from fl_app.errors import ConfigError, DataError
+from fl_app.files import write_durably
 
 _KEY = "fedspleen"
 
@@ -45,16 +45,8 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo)
         "metric": info.metric,
         "versions": dict(info.versions),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: value.contiguous() for name, value in weights.items()}
-    try:
-        save_file(contiguous, temporary, {_KEY: json.dumps(described)})
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_durably(path, save(contiguous, {_KEY: json.dumps(described)}))
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:

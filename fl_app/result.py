@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -14,9 +13,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_app.errors import DataError
+from fl_app.files import replacing
 from fl_app.messages import TestReport
 
 SCHEMA_VERSION = 1
+RESULT_VARIABLE = "FEDSPLEEN_RESULT"  # tells a job's server which folder its result goes to
 
 
 class Part(BaseModel):
@@ -98,6 +99,16 @@ class Baseline(Part):
     mean_dice: float | None
 
 
+class Restart(Part):
+    """The server was ended in mid-job and went on from a checkpoint."""
+
+    after_round: int = Field(description="the last round that the checkpoint held")
+    damaged: list[str] = Field(default_factory=list, description="newer checkpoints that could not be used, and why")
+    lost_state: list[str] = Field(
+        default_factory=list, description="sites whose own state (optimiser, local layers) could not be restored"
+    )
+
+
 class Result(Part):
     """The whole run."""
 
@@ -118,19 +129,15 @@ class Result(Part):
     refused: dict[str, str] = Field(default_factory=dict, description="site: why it takes no part")
     initial_dice: float | None = Field(None, description="mean validation Dice of the untrained network")
     rounds: list[Round] = Field(default_factory=list)
+    restarts: list[Restart] = Field(default_factory=list)
     final: Final | None = None
     baselines: dict[str, Baseline] = Field(default_factory=dict)
 
 
 def write_result(path: Path, result: Result) -> None:
     """Write ``result.json``; a reader at any instant sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(result.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> Result:

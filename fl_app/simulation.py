@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from fl_app.config import Job
+from fl_app.config_file import load_job
 from fl_app.data.cases import find_cases, find_sites
 from fl_app.data.findings import Finding, format_findings
 from fl_app.data.phantom import make_cohort
@@ -21,7 +22,7 @@ from fl_app.data.site_check import check_site, split_site
 from fl_app.data.splits import assign_to_sites
 from fl_app.errors import ConfigError, DataError, FederationError, UsageError
 from fl_app.processes import running
-from fl_app.result import Baseline, Result, read_result, write_result
+from fl_app.result import RESULT_VARIABLE, Baseline, Result, read_result, write_result
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, write_site
 
 DEFAULT_SITES = 3
@@ -94,19 +95,42 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     _check_data(simulation.job, sites, events)
     for name, settings in sites.items():
         write_site(out / "sites" / name / "site.yaml", settings)
-    job_file = out / "job.yaml"
-    job_file.write_text(yaml.safe_dump(simulation.job.model_dump(mode="json"), sort_keys=False))
+    (out / "job.yaml").write_text(yaml.safe_dump(simulation.job.model_dump(mode="json"), sort_keys=False))
+    return _run(out, list(sites), events, compare)
+
+
+def resume_simulation(out: Path, events: Events, compare: bool = False) -> Result:
+    """Go on with a run that was ended early, after the last round that it finished.
+
+    Raises:
+        UserError: with the cause; what was reached until then stays in ``out``.
+    """
+    result = read_result(out / "result.json")
+    if result.status == "finished":
+        raise UsageError(f"--resume {out}: that run is finished")
+    load_job(out / "job.yaml")
+    sites = sorted(path.parent.name for path in (out / "sites").glob("*/site.yaml"))
+    if not sites:
+        raise UsageError(f"--resume {out}: its sites' folders are gone - start a new run")
+    shutil.rmtree(out / "flare", ignore_errors=True)  # of a run that could not tidy up
+    result.status, result.error = "running", None
+    write_result(out / "result.json", result)
+    return _run(out, sites, events, compare)
+
+
+def _run(out: Path, sites: list[str], events: Events, compare: bool) -> Result:
     environment = {
         SITE_FILE_VARIABLE: str(out.absolute() / "sites" / "{site}" / "site.yaml"),
         # each site gets its share of the processor, in NumPy's and SciPy's libraries as well
         "OMP_NUM_THREADS": str(_threads(len(sites))),
+        RESULT_VARIABLE: str(out.absolute()),
     }
-    _federate(simulation, list(sites), job_file, environment, events)
+    _federate(out, sites, environment, events)
     result = read_result(out / "result.json")
     if result.status != "finished":
         raise FederationError(f"{result.error or 'the server ended early'} (logs: {out / 'logs'})")
     if compare:
-        _compare(simulation, list(sites), events)
+        _compare(out, sites, events)
         result = read_result(out / "result.json")
     return result
 
@@ -122,6 +146,7 @@ def _site_settings(simulation: Simulation, events: Events) -> dict[str, SiteSett
             threads=_threads(len(located)),
             cache=(simulation.shared / "cache").absolute(),
             output=(simulation.out / "sites" / name).absolute(),
+            state=(simulation.out / "sites" / name / "state").absolute(),
         )
         for name, (folder, cases) in located.items()
     }
@@ -182,13 +207,10 @@ def _check_data(job: Job, sites: dict[str, SiteSettings], events: Events) -> Non
         raise DataError("\n".join(["the data check found errors; nothing was started", *errors]))
 
 
-def _federate(
-    simulation: Simulation, sites: list[str], job_file: Path, environment: dict[str, str], events: Events
-) -> None:
-    out = simulation.out
+def _federate(out: Path, sites: list[str], environment: dict[str, str], events: Events) -> None:
     workspace = out.absolute() / "flare" / "run"
-    growing = workspace / "server" / "simulate_job" / "result" / "result.json"
-    command = [sys.executable, "-m", "fl_app.job", str(workspace.parent), str(job_file.absolute()), *sites]
+    growing = out / "result.json"
+    command = [sys.executable, "-m", "fl_app.job", str(workspace.parent), str(out.absolute() / "job.yaml"), *sites]
     try:
         with running(command, out / "logs" / "simulator.log", environment) as process:
             _follow(process, growing, events)
@@ -224,10 +246,6 @@ def _collect(workspace: Path, out: Path, sites: list[str]) -> None:
     for name, path in logs.items():
         if path.exists():
             path.replace(out / "logs" / f"{name}.log")
-    kept = workspace / "server" / "simulate_job" / "result"
-    if kept.exists():
-        for item in kept.iterdir():
-            item.replace(out / item.name)
     shutil.rmtree(workspace.parent, ignore_errors=True)
     path = out / "result.json"
     if path.exists():
@@ -237,9 +255,8 @@ def _collect(workspace: Path, out: Path, sites: list[str]) -> None:
             write_result(path, result)
 
 
-def _compare(simulation: Simulation, sites: list[str], events: Events) -> None:
+def _compare(out: Path, sites: list[str], events: Events) -> None:
     """Train without federation, with the same code and budget; the scores go into ``result.json``."""
-    out = simulation.out
     path = out / "result.json"
     result = read_result(path)
     command = [sys.executable, "-m", "fl_app.baselines", str(out.absolute()), *sites]

@@ -23,6 +23,9 @@ class SiteSettings(Settings):
     threads: int | None = Field(None, ge=1, description="processor threads for training; none: all")
     cache: Path | None = Field(None, description="folder for prepared cases; none: prepare anew each time")
     output: Path | None = Field(None, description="folder for what stays at the site: per-case test scores")
+    state: Path | None = Field(
+        None, description="folder for what a restart in mid-job needs; none: FLARE's folder of the job"
+    )
 
 
 def load_site(site: str) -> SiteSettings:

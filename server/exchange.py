@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+
+_logger = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -33,13 +36,40 @@ class Exchange:
         self.left_out: dict[str, str] = {}
         self.good: list[str] = []
         self.closed = False
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._clock = clock
         self._end = clock() + time_limit
         self._time_limit = time_limit
         self._grace = grace
         self._patient = patient
         self._quorum_end: float | None = None
+
+    def receive(self, site: str, take: Callable[[], str | None]) -> str | None:
+        """Take a site's answer, one at a time and only if it is still awaited.
+
+        Args:
+            site: whose answer.
+            take: uses the answer, or says why it cannot be used. Whatever it raises is such a reason too: no site
+                may end the job of the others.
+
+        Returns:
+            Why the answer does not count, or none.
+        """
+        with self._lock:
+            if not self._awaits(site):
+                return "it answered again, or after the round was over"
+            try:
+                reason = take()
+            except Exception as error:
+                _logger.warning(f"{site} sent what cannot be read", exc_info=True)
+                reason = (
+                    f"its answer does not follow the contract: {(str(error) or type(error).__name__).splitlines()[0]}"
+                )
+            if reason:
+                self.leave_out(site, reason)
+            else:
+                self.accept(site)
+            return reason
 
     def accept(self, site: str) -> None:
         """A site's answer was good; only the first one counts, and none after the end."""
@@ -71,6 +101,10 @@ class Exchange:
 
     def close(self) -> None:
         """No more answers count; who has not answered is left out, and why is said."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         for site in self.waiting():
             if self._clock() >= self._end:
                 self.left_out[site] = f"it did not answer within {self._time_limit:g} s (federation.round_time_limit_s)"

@@ -11,6 +11,7 @@ from fl_app.config import Job
 from fl_app.messages import SiteReady, TestReport, TrainReport, Validation
 from fl_app.result import (
     Final,
+    Restart,
     Result,
     Round,
     Site,
@@ -44,6 +45,18 @@ class Record:
             config=job.model_dump(mode="json"),
         )
 
+    def resume(self, earlier: Result, damaged: list[str]) -> None:
+        """Go on with the result of a server that was ended, as its last checkpoint has it."""
+        self._started = time.monotonic() - earlier.seconds
+        self.result = earlier
+        self.result.restarts.append(Restart(after_round=len(earlier.rounds), damaged=damaged))
+        self.save()
+
+    @property
+    def rounds(self) -> RoundLog:
+        """The rounds of the job's network."""
+        return RoundLog(self, self.result.rounds, self._job.federation.best_metric)
+
     def save(self) -> None:
         """Write the file."""
         self.result.seconds = round(time.monotonic() - self._started, 3)
@@ -51,54 +64,13 @@ class Record:
 
     def site_ready(self, site: str, ready: SiteReady) -> None:
         """A site has checked and prepared its data."""
-        facts = ready.model_dump(exclude={"warnings", "seconds"})
+        facts = ready.model_dump(exclude={"warnings", "seconds", "restored"})
+        if ready.restored is False:
+            self.result.restarts[-1].lost_state.append(site)
         self.result.sites[site] = Site(
             **facts, data_warnings=ready.warnings, preparation_seconds=round(ready.seconds, 3)
         )
         self.save()
-
-    def round_started(self, number: int) -> None:
-        """The model is on its way to the sites."""
-        self.result.rounds.append(Round(number=number))
-        self.save()
-
-    def site_trained(self, site: str, report: TrainReport, received: int, sent: int) -> None:
-        """A site's update has arrived and is in the average."""
-        self.result.rounds[-1].sites[site] = SiteRound(
-            loss=report.loss,
-            steps=report.steps,
-            training_seconds=round(report.training_seconds, 3),
-            validation_seconds=round(report.received.seconds, 3),
-            bytes_received=received,
-            bytes_sent=sent,
-        )
-        self.save()
-
-    def round_finished(self, seconds: float, weights: Mapping[str, int], left_out: Mapping[str, str]) -> None:
-        """The new model is saved."""
-        current = self.result.rounds[-1]
-        current.seconds = round(seconds, 3)
-        current.left_out = dict(left_out)
-        total = sum(weights.values())
-        for site, weight in weights.items():
-            current.sites[site].weight = weight / total
-        self.save()
-
-    def model_validated(self, number: int, scores: Mapping[str, Validation]) -> float | None:
-        """The sites have scored the model after round ``number`` (0: untrained); the best-model metric's mean."""
-        names = sorted({name for validation in scores.values() for name in validation.metrics})
-        means = {name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names}
-        if number == 0:
-            self.result.initial_dice = means.get("val_dice")
-        else:
-            measured = self.result.rounds[number - 1]
-            measured.metrics, measured.dice = means, means.get("val_dice")
-            for site, validation in scores.items():
-                entry = measured.sites.setdefault(site, SiteRound())
-                entry.metrics, entry.dice = dict(validation.metrics), validation.metrics.get("val_dice")
-                entry.validation_cases = validation.cases
-        self.save()
-        return means.get(self._job.federation.best_metric)
 
     def tested(
         self, number: int, value: float | None, reports: Mapping[str, TestReport], left_out: Mapping[str, str]
@@ -127,3 +99,62 @@ class Record:
         """The run ended early."""
         self.result.status, self.result.error = "failed", error
         self.save()
+
+
+class RoundLog:
+    """The rounds of one network's training.
+
+    Args:
+        record: of the whole run.
+        rounds: where in its result the rounds go.
+        best_metric: what selects the best model.
+    """
+
+    def __init__(self, record: Record, rounds: list[Round], best_metric: str) -> None:
+        self._record = record
+        self._rounds = rounds
+        self._best_metric = best_metric
+
+    def round_started(self, number: int) -> None:
+        """The model is on its way to the sites."""
+        self._rounds.append(Round(number=number))
+        self._record.save()
+
+    def site_trained(self, site: str, report: TrainReport, received: int, sent: int) -> None:
+        """A site's update has arrived and is in the average."""
+        self._rounds[-1].sites[site] = SiteRound(
+            loss=report.loss,
+            steps=report.steps,
+            training_seconds=round(report.training_seconds, 3),
+            validation_seconds=round(report.received.seconds, 3),
+            bytes_received=received,
+            bytes_sent=sent,
+        )
+        self._record.save()
+
+    def round_finished(self, seconds: float, weights: Mapping[str, int], left_out: Mapping[str, str]) -> None:
+        """The new model is saved."""
+        current = self._rounds[-1]
+        current.seconds = round(seconds, 3)
+        current.left_out = dict(left_out)
+        total = sum(weights.values())
+        for site, weight in weights.items():
+            current.sites[site].weight = weight / total
+        self._record.save()
+
+    def model_validated(self, number: int, scores: Mapping[str, Validation]) -> float | None:
+        """The sites have scored the model after round ``number`` (0: untrained); the best-model metric's mean."""
+        names = sorted({name for validation in scores.values() for name in validation.metrics})
+        means = {name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names}
+        if number == 0:
+            if self._rounds is self._record.result.rounds:
+                self._record.result.initial_dice = means.get("val_dice")
+        else:
+            measured = self._rounds[number - 1]
+            measured.metrics, measured.dice = means, means.get("val_dice")
+            for site, validation in scores.items():
+                entry = measured.sites.setdefault(site, SiteRound())
+                entry.metrics, entry.dice = dict(validation.metrics), validation.metrics.get("val_dice")
+                entry.validation_cases = validation.cases
+        self._record.save()
+        return means.get(self._best_metric)

@@ -412,16 +412,16 @@ def test_the_file_is_valid_and_complete_after_each_event(record, written):
     assert (written().status, written().seed, written().rounds_asked) == ("running", 7, 2)
     record.site_ready("a", ready())
     assert (written().sites["a"].data_warnings, written().sites["a"].preparation_seconds) == (2, 1.235)
-    record.round_started(1)
+    record.rounds.round_started(1)
     assert written().rounds[0].number == 1 and not written().rounds[0].sites
-    record.site_trained("a", trained(1, scored(1, val_dice=0.1)), received=100, sent=90)
+    record.rounds.site_trained("a", trained(1, scored(1, val_dice=0.1)), received=100, sent=90)
     entry = written().rounds[0].sites["a"]
     assert (entry.loss, entry.steps, entry.bytes_received, entry.bytes_sent) == (0.5, 10, 100, 90)
-    record.model_validated(0, {"a": scored(1, val_dice=0.1)})
+    record.rounds.model_validated(0, {"a": scored(1, val_dice=0.1)})
     assert written().initial_dice == 0.1
-    record.round_finished(3.0, {"a": 3}, {"b": "late"})
+    record.rounds.round_finished(3.0, {"a": 3}, {"b": "late"})
     assert (written().rounds[0].seconds, written().rounds[0].left_out) == (3.0, {"b": "late"})
-    record.model_validated(1, {"a": scored(1, val_dice=0.6)})
+    record.rounds.model_validated(1, {"a": scored(1, val_dice=0.6)})
     assert written().rounds[0].dice == 0.6
     record.tested(1, 0.6, {"a": scores_of(0.7, 1)}, {"b": "late"})
     assert (written().final.mean_dice, written().final.round, written().final.left_out) == (0.7, 1, {"b": "late"})
@@ -430,7 +430,7 @@ def test_the_file_is_valid_and_complete_after_each_event(record, written):
 
 
 def test_a_failed_run_says_why(record, written):
-    record.round_started(1)
+    record.rounds.round_started(1)
     record.failed("1 of 2 sites could take part")
     assert (written().status, written().error) == ("failed", "1 of 2 sites could take part")
 
@@ -442,12 +442,12 @@ def test_the_whole_job_stands_in_the_result(record, written):
 
 def test_scores_that_arrive_with_the_next_round_belong_to_the_round_before(record, written):
     first, second = {"a": scored(1, val_dice=0.2)}, {"a": scored(1, val_dice=0.6)}
-    record.round_started(1)
-    record.site_trained("a", trained(1, first["a"], 0.9), 1, 1)
-    record.model_validated(0, first)
-    record.round_started(2)
-    record.site_trained("a", trained(2, second["a"], 0.4), 1, 1)
-    record.model_validated(1, second)
+    record.rounds.round_started(1)
+    record.rounds.site_trained("a", trained(1, first["a"], 0.9), 1, 1)
+    record.rounds.model_validated(0, first)
+    record.rounds.round_started(2)
+    record.rounds.site_trained("a", trained(2, second["a"], 0.4), 1, 1)
+    record.rounds.model_validated(1, second)
     rounds = written().rounds
     assert written().initial_dice == 0.2
     assert (rounds[0].dice, rounds[0].sites["a"].dice, rounds[0].sites["a"].loss) == (0.6, 0.6, 0.9)
@@ -455,43 +455,43 @@ def test_scores_that_arrive_with_the_next_round_belong_to_the_round_before(recor
 
 
 def test_the_best_metric_is_averaged_by_validation_cases(record, written):
-    record.round_started(1)
-    value = record.model_validated(1, {"a": scored(1, val_dice=0.2), "b": scored(3, val_dice=0.6)})
+    record.rounds.round_started(1)
+    value = record.rounds.model_validated(1, {"a": scored(1, val_dice=0.2), "b": scored(3, val_dice=0.6)})
     assert value == pytest.approx(0.5) == written().rounds[0].dice
     assert written().rounds[0].sites["b"].validation_cases == 3
 
 
 def test_the_best_metric_is_the_one_that_the_job_names(tmp_path):
     job = parse_job("data: {labels: {spleen: 1, liver: 2}}\nfederation: {best_metric: val_dice_liver}")
-    value = Record(tmp_path / "r", job).model_validated(0, {"a": scored(2, val_dice=0.9, val_dice_liver=0.3)})
+    value = Record(tmp_path / "r", job).rounds.model_validated(0, {"a": scored(2, val_dice=0.9, val_dice_liver=0.3)})
     assert value == 0.3
 
 
 def test_sites_without_the_organ_do_not_count_in_its_mean(record, written):
-    record.round_started(1)
+    record.rounds.round_started(1)
     scores = {"a": scored(5, val_dice=None), "b": scored(1, val_dice=0.4), "c": scored(0, val_dice=None)}
-    assert record.model_validated(1, scores) == pytest.approx(0.4)
+    assert record.rounds.model_validated(1, scores) == pytest.approx(0.4)
     assert written().rounds[0].sites["a"].dice is None
 
 
 def test_where_no_site_has_the_organ_there_is_no_value(record, written):
-    record.round_started(1)
-    assert record.model_validated(1, {"a": scored(5, val_dice=None)}) is None
-    assert record.model_validated(0, {}) is None
+    record.rounds.round_started(1)
+    assert record.rounds.model_validated(1, {"a": scored(5, val_dice=None)}) is None
+    assert record.rounds.model_validated(0, {}) is None
     assert (written().rounds[0].dice, written().initial_dice) == (None, None)
 
 
 def test_the_shares_of_a_round_add_up_to_one(record, written):
-    record.round_started(1)
+    record.rounds.round_started(1)
     for site in "abc":
-        record.site_trained(site, trained(1, scored(1, val_dice=0.1)), 1, 1)
-    record.round_finished(1.0, {"a": 1, "b": 2, "c": 5}, {})
+        record.rounds.site_trained(site, trained(1, scored(1, val_dice=0.1)), 1, 1)
+    record.rounds.round_finished(1.0, {"a": 1, "b": 2, "c": 5}, {})
     assert [site.weight for site in written().rounds[0].sites.values()] == [0.125, 0.25, 0.625]
 
 
 def test_a_site_that_was_left_out_of_training_may_still_have_scored_the_model(record, written):
-    record.round_started(1)
-    record.model_validated(1, {"late": scored(2, val_dice=0.5)})
+    record.rounds.round_started(1)
+    record.rounds.model_validated(1, {"late": scored(2, val_dice=0.5)})
     assert (written().rounds[0].sites["late"].steps, written().rounds[0].sites["late"].dice) == (0, 0.5)
 
 
@@ -505,7 +505,7 @@ def test_final_means_count_cases_and_sites(record, written):
 
 def test_no_temporary_file_remains(record, tmp_path):
     for number in range(3):
-        record.round_started(number + 1)
+        record.rounds.round_started(number + 1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.json"]
 
 

@@ -26,7 +26,7 @@ def _wait_for(condition, seconds, what):
 
 
 def _rounds_have_begun(tmp_path):
-    path = tmp_path / "out" / "flare" / "run" / "server" / "simulate_job" / "result" / "result.json"
+    path = tmp_path / "out" / "result.json"
     return path.exists() and len(read_result(path).rounds) >= 2
 
 

@@ -31,6 +31,7 @@ READY = {
     "device": "cpu",
     "precision": "bf16",
     "versions": {"torch": "2"},
+    "restored": None,
     "seconds": 1.5,
 }
 TRAIN = {

@@ -14,7 +14,7 @@ import pytest
 from fl_app.config import Job
 from fl_app.deployment.connection import probe
 from fl_app.deployment.kit import open_kit
-from fl_app.deployment.participant import last_error, site_settings
+from fl_app.deployment.participant import site_settings
 from fl_app.deployment.preflight import check_client
 from fl_app.errors import ConfigError, FederationError, KitError, UsageError
 from fl_app.messages import SiteReady
@@ -22,8 +22,7 @@ from fl_app.site import SiteSettings
 from fl_app.versions import incompatibility, own_version
 from provisioning.consortium import parse_consortium
 from provisioning.provision import provision
-from server.exchange import Exchange
-from server.federation import Federation
+from server.participants import Participants
 from server.record import Record
 from tests.federation import fedspleen, write_sites
 
@@ -281,10 +280,8 @@ def test_a_port_in_use_is_one_sentence():
             _check_port(kit)
 
 
-def test_the_server_leaves_out_a_site_of_another_version(tmp_path, monkeypatch):
+def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
     job = Job(federation={"min_sites": 1})
-    federation = Federation(job.model_dump(mode="json"))
-    federation._record = Record(tmp_path / "result.json", job)
     ready = SiteReady(
         training_cases=3,
         validation_cases=1,
@@ -298,24 +295,16 @@ def test_the_server_leaves_out_a_site_of_another_version(tmp_path, monkeypatch):
     # what another version says may look different altogether
     reports = {"north": ready, "south": {"versions": {"fedspleen": "99.0.1"}, "unheard_of": 1}}
 
-    def exchange(task, sites, values, facts, answer):
-        done = Exchange(sites, 1, 60, 0)
-        for site, report in reports.items():
-            reason = answer(site, {}, report)
-            done.leave_out(site, reason) if reason else done.accept(site)
-        return done
+    class Told:
+        """A channel whose sites have said it all before."""
 
-    monkeypatch.setattr(federation, "_exchange", exchange)
-    assert federation._prepare(["north", "south"]) == ["north"]
-    assert re.search(rf"99\.0\.1, the server {own_version()}", federation._record.result.refused["south"])
+        def ask(self, task, payloads, exchange, answer):
+            for site in payloads:
+                exchange.receive(site, lambda site=site: answer(site, {}, reports[site]))
+            exchange.close()
 
-
-def test_why_a_site_could_not_start_is_told_from_flares_log(tmp_path):
-    assert "no reason" in last_error(tmp_path)
-    head = "2026-11-21 13:41:10,689 - {} - ERROR - {}\n"
-    lines = head.format("CoreCell", "cannot listen") + head.format("MPM", "Traceback (most recent call last):")
-    (tmp_path / "console.log").write_text("a line\n" + lines)
-    assert last_error(tmp_path).startswith("cannot listen (log: ")
-    refused = head.format("Authenticator", "registration rejected: Client 'site-1' is disabled")
-    (tmp_path / "console.log").write_text(refused)
-    assert "has locked this site out" in last_error(tmp_path)
+    record = Record(tmp_path / "result.json", job)
+    sites = Participants(Told(), job.federation)
+    sites.prepare(["north", "south"], {}, record)
+    assert sites.names == ["north"]
+    assert re.search(rf"99\.0\.1, the server {own_version()}", record.result.refused["south"])

@@ -14,6 +14,7 @@ import typer
 
 from fl_app.cli.console import open_console
 from fl_app.config_file import Key, load_job
+from fl_app.errors import UsageError
 
 _QUICK_JOB = Path(__file__).parents[1] / "jobs" / "quick.yaml"
 
@@ -34,19 +35,26 @@ def simulate(
         str, typer.Option(help="How one data set is divided: iid, by-size, dirichlet:ALPHA or same (all to each).")
     ] = "iid",
     compare: Annotated[bool, typer.Option("--compare", help="Also train locally and centralised.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a run that ended early: its folder.", show_default=False)
+    ] = None,
 ) -> None:
     """Run a whole federation on this machine, each site in a process of its own."""
     from fl_app.data.findings import format_findings
     from fl_app.reports.curves import Curves
     from fl_app.reports.progress import Progress
     from fl_app.reports.tables import table_of_models, table_of_tests
-    from fl_app.simulation import Events, Simulation, run_simulation
+    from fl_app.simulation import Events, Simulation, resume_simulation, run_simulation
 
     overrides: dict[Key, Any] = {}
     if rounds is not None:
         overrides["federation", "rounds"] = rounds
     if seed is not None:
         overrides["seed",] = seed
+    if resume:
+        if overrides or sites or data or config or out:
+            raise UsageError("--resume goes on with that run's own settings - leave the other options out")
+        config, out = resume / "job.yaml", resume
     job = load_job(config or _QUICK_JOB, overrides)
     out = out or Path("results") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
     simulation = Simulation(job, out, data, sites, split, device)
@@ -62,7 +70,7 @@ def simulate(
                 progress=_both(progress.update, curves.update),
                 baseline=lambda name: console.print(f"baseline {name} trained"),
             )
-            result = run_simulation(simulation, events, compare)
+            result = resume_simulation(out, events, compare) if resume else run_simulation(simulation, events, compare)
     except BaseException:
         if (out / "logs").exists():
             print(f"what was reached so far is in {out}", file=sys.stderr)

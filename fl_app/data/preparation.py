@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from fl_app.config import DataSettings
 from fl_app.data.cases import Case
+from fl_app.files import replacing
 
 _FORMAT = 1  # raise when what is stored for a case changes
 _CENTRES = 100_000  # stored patch centres of a kind and case: enough to be as good as all of them
@@ -89,10 +88,8 @@ def _prepare_cached(case: Case, settings: DataSettings, cache: Path | None) -> P
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError):
         tensors = _prepare(case, settings)
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-        save_file(tensors, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
     return _prepared(case, tensors)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from fl_app.data.cases import Case, Dataset, find_cases
 from fl_app.data.checks import check_cases
 from fl_app.data.findings import Finding
 from fl_app.data.splits import Split, split_cases
+from fl_app.files import replacing
 
 
 def check_site(
@@ -38,10 +37,8 @@ def check_site(
     if path.exists():
         return [Finding(**item) for item in json.loads(path.read_text())]
     findings = check_cases(dataset, settings.labels)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps([dataclasses.asdict(finding) for finding in findings]))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     return findings
 
 

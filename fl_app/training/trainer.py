@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,6 +83,19 @@ class Trainer:
         """A copy on the CPU of everything in the network."""
         state = self.network.state_dict()
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+    def holds(self, values: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the network's values of these names are the same, bit for bit."""
+        state = self.network.state_dict()
+        return all(torch.equal(state[name], value.to(state[name].device)) for name, value in values.items())
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What the optimiser remembers between steps."""
+        return self._optimizer.state_dict()
+
+    def restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Put back what `optimizer_state` gave."""
+        self._optimizer.load_state_dict(state)
 
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
         """Put values into the network; what is not named stays."""

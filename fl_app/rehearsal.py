@@ -1,0 +1,77 @@
+"""A whole federation within this process, without FLARE: the same workflow and the same work at the sites.
+
+For benchmarks and fast tests. The sites take their turns, so it is no faster than one site after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from clients.failures import classify
+from clients.work import SiteWork
+from fl_app.config import Job
+from fl_app.errors import UserError
+from fl_app.result import Result
+from fl_app.site import SiteSettings
+from server.channel import Answer, Channel, Payload
+from server.exchange import Exchange
+from server.workflow import Workflow
+
+
+class Rehearsal:
+    """A channel to sites in the same process. Tensors are copied on the way, as a wire would.
+
+    Args:
+        sites: each site's work.
+    """
+
+    def __init__(self, sites: Mapping[str, SiteWork]) -> None:
+        self._sites = sites
+
+    def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
+        """See `server.channel.Channel`."""
+        for site, payload in payloads.items():
+            if exchange.is_over():
+                break
+            try:
+                values, report = self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
+            except Exception as error:  # noqa: BLE001 - as a site's executor does
+                exchange.receive(site, partial(str, classify(error).sentence))
+                continue
+            exchange.receive(site, partial(answer, site, _copies(values), report.model_dump()))
+        exchange.close()
+
+
+def rehearse(job: Job, sites: Mapping[str, SiteSettings], out: Path, channel: Channel | None = None) -> Result:
+    """Run a job to its end.
+
+    Args:
+        job: the job.
+        sites: each site's settings; ``state`` is where it keeps what a restart needs.
+        out: folder for the result; with checkpoints in it, the job goes on from there.
+        channel: how the sites are reached; none: directly.
+
+    Raises:
+        UserError: why it could not be finished.
+    """
+    channel = channel or rehearsal_channel(job, sites)
+    workflow = Workflow(job, out, channel)
+    try:
+        workflow.run(list(sites))
+    except UserError as error:
+        workflow.record.failed(str(error))
+        raise
+    return workflow.record.result
+
+
+def rehearsal_channel(job: Job, sites: Mapping[str, SiteSettings]) -> Rehearsal:
+    """Sites in this process."""
+    return Rehearsal({name: SiteWork(job, name, settings, settings.state) for name, settings in sites.items()})
+
+
+def _copies(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in values.items()}

@@ -1,0 +1,79 @@
+"""FLARE's tasks as the workflow's channel."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from fl_app.errors import FederationError
+from fl_app.messages import BELL_TOPIC, SiteFailure
+from server.channel import Answer, Payload
+from server.exchange import Exchange
+
+_POLL_SECONDS = 0.05
+
+
+class FlareChannel:
+    """Asks the sites through a FLARE controller.
+
+    Args:
+        controller: whose tasks they are.
+        context: FLARE's, of the running job.
+        abort: set when an administrator aborts the job.
+    """
+
+    def __init__(self, controller: Controller, context: FLContext, abort: Signal) -> None:
+        self._controller, self._context, self._abort = controller, context, abort
+        self._news = threading.Event()
+
+    def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
+        """See `Channel`."""
+        together: dict[int, list[str]] = defaultdict(list)
+        for site, payload in payloads.items():
+            together[id(payload)].append(site)
+        tasks = [self._send(task, payloads[sites[0]], sites, exchange, answer) for sites in together.values()]
+        self._ring(list(payloads))
+        while not exchange.is_over():
+            if self._abort.triggered:
+                raise FederationError("the job was aborted")
+            self._news.wait(_POLL_SECONDS)
+            self._news.clear()
+        exchange.close()
+        for each in tasks:
+            self._controller.cancel_task(each, fl_ctx=self._context)
+
+    def _send(self, name: str, payload: Payload, sites: Sequence[str], exchange: Exchange, answer: Answer) -> Task:
+        def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            site, reply = client_task.client.name, client_task.result
+            client_task.result = None  # FLARE would keep every site's tensors until the round ends
+            reason = exchange.receive(site, lambda: _read(site, reply, answer))
+            if reason:
+                self._controller.logger.warning(f"{name}: {site} is left out: {reason}")
+            self._news.set()
+
+        data = DXO(DataKind.WEIGHTS, data=payload.values, meta=dict(payload.facts)).to_shareable()
+        task = Task(name=name, data=data, timeout=0, result_received_cb=received)
+        self._controller.broadcast(task, self._context, targets=list(sites), min_responses=0)
+        return task
+
+    def _ring(self, sites: list[str]) -> None:
+        """Tell the sites to ask for their task now; who does not hear it asks a little later."""
+        engine = self._context.get_engine()
+        engine.fire_and_forget_aux_request(sites, BELL_TOPIC, Shareable(), self._context, optional=True)
+
+
+def _read(site: str, reply: Shareable, answer: Answer) -> str | None:
+    """Take a site's answer; the reason why it cannot be used, or none."""
+    if reply.get_return_code() != ReturnCode.OK:
+        return SiteFailure(kind=reply.get_header("failure", "internal")).sentence
+    dxo = from_shareable(reply)
+    return answer(site, dxo.data, dxo.meta.get("report", {}))

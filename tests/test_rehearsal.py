@@ -1,0 +1,134 @@
+"""The workflow and the sites' work without FLARE: fast enough to end a job after every round and go on."""
+
+import pytest
+import torch
+
+from fl_app.config_file import load_job
+from fl_app.errors import FederationError
+from fl_app.model_file import load_model
+from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.site import SiteSettings
+from tests.federation import write_job, write_sites
+
+ROUNDS = 3
+
+
+class Killed(Exception):
+    """Stands for the end of the server's process."""
+
+
+class Ending:
+    """A channel that breaks down when a task is sent, or after its answers have come."""
+
+    def __init__(self, channel, task, number, before):
+        self._channel, self._end, self._before = channel, (task, number), before
+
+    def ask(self, task, payloads, exchange, answer):
+        number = next(iter(payloads.values())).facts["round"]
+        if self._before and (task, number) == self._end:
+            raise Killed
+        self._channel.ask(task, payloads, exchange, answer)
+        if (task, number) == self._end:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=5)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return load_job(
+        write_job(
+            tmp_path / "job.yaml",
+            training={"steps_per_round": 2, "precision": "fp32"},
+            network={"channels": [4, 8], "normalisation": "batch"},
+            federation={"rounds": ROUNDS, "normalisation": "local"},
+        )
+    )
+
+
+def settings(data, folder):
+    return {
+        site: SiteSettings(
+            data=data / site, threads=1, cache=data / "cache", state=folder / site / "state", output=folder / site
+        )
+        for site in ("site-1", "site-2")
+    }
+
+
+def models(folder):
+    return {name: load_model(folder / "model" / f"{name}.safetensors") for name in ("best", "last")}
+
+
+def assert_same(one, other):
+    for name, (values, info) in one.items():
+        assert info.round == other[name][1].round
+        assert all(torch.equal(value, other[name][0][key]) for key, value in values.items())
+
+
+ENDS = [
+    ("prepare", 0, False),
+    *[("train", number, before) for number in range(1, ROUNDS + 1) for before in (True, False)],
+    ("validate", ROUNDS, True),
+    ("validate", ROUNDS, False),
+    ("test", None, True),
+]
+
+
+def test_a_job_that_is_ended_anywhere_goes_on_to_the_same_weights(data, job, tmp_path):
+    whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    best = whole.final.round
+    for number, (task, round_number, before) in enumerate(ENDS):
+        folder = tmp_path / f"ended-{number}"
+        sites = settings(data, folder)
+        end = Ending(rehearsal_channel(job, sites), task, best if task == "test" else round_number, before)
+        with pytest.raises(Killed):
+            rehearse(job, sites, folder / "out", end)
+        # other processes: nothing is left in memory
+        again = rehearse(job, sites, folder / "out")
+        assert_same(models(folder / "out"), models(tmp_path / "whole" / "out"))
+        assert [each.dice for each in again.rounds] == [each.dice for each in whole.rounds]
+        assert again.final.mean_dice == whole.final.mean_dice
+        finished = ROUNDS if task in ("validate", "test") else max(0, (round_number or 0) - 1)
+        assert [restart.after_round for restart in again.restarts] == ([finished] if finished else [])
+        assert not any(restart.lost_state for restart in again.restarts)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(data, job, tmp_path):
+    whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    with pytest.raises(Killed):
+        rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 3, True))
+    newest = max((tmp_path / "out" / "checkpoints").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    again = rehearse(job, sites, tmp_path / "out")
+    assert_same(models(tmp_path / "out"), models(tmp_path / "whole" / "out"))
+    assert again.restarts[0].after_round == 1 and "damaged" in again.restarts[0].damaged[0]
+    assert [each.number for each in again.rounds] == [each.number for each in whole.rounds]
+
+
+def test_a_site_that_has_lost_its_own_state_is_named(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    with pytest.raises(Killed):
+        rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 2, False))
+    for path in (tmp_path / "site-2" / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert rehearse(job, sites, tmp_path / "out").restarts[0].lost_state == ["site-2"]
+
+
+def test_a_checkpoint_of_another_job_is_refused(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    with pytest.raises(Killed):
+        rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 2, True))
+    other = job.model_copy(update={"seed": 7})
+    with pytest.raises(FederationError, match="other settings"):
+        rehearse(other, sites, tmp_path / "out")
+
+
+def test_after_a_finished_job_no_checkpoint_takes_up_the_disk(data, job, tmp_path):
+    rehearse(job, settings(data, tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoints").exists()
