@@ -10,6 +10,8 @@ from fl_app.config.base import Settings
 from fl_app.config.data import DataSettings, check_patch
 from fl_app.config.federation import FederationSettings
 from fl_app.config.network import NetworkSettings
+from fl_app.config.personal import PersonalSettings
+from fl_app.config.search import SearchSettings
 from fl_app.config.training import EvaluationSettings, TrainingSettings
 
 
@@ -25,8 +27,12 @@ class Job(Settings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     federation: FederationSettings = Field(default_factory=FederationSettings)
+    personal: PersonalSettings = Field(default_factory=PersonalSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
 
     @model_validator(mode="after")
     def _patch_fits_network(self) -> Job:
         check_patch(self.data.patch_voxels, self.network.patch_multiple)
+        if self.search.wanted:
+            check_patch(self.data.patch_voxels, self.search.space.patch_multiple)
         return self

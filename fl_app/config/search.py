@@ -1,0 +1,46 @@
+"""How the sites search a network together, each within its own memory budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fl_app.config.base import Fraction, Positive, Settings
+from fl_app.config.space import SearchSpace
+
+
+class SearchSettings(Settings):
+    """An architecture search that comes before the federated training of what it finds."""
+
+    strategy: Literal["none", "sampling", "random", "gradient"] = Field(
+        "none",
+        description="none: no search, all train the network above; sampling: train random paths of the supernet, then choose by the sites' validation; random: a "
+        "random network for each budget, the control; gradient: DiNTS's losses, for sites whose memory holds it all",
+    )
+    space: SearchSpace = Field(default_factory=SearchSpace)
+    mode: Literal["consensus", "nested", "free"] = Field(
+        "nested",
+        description="consensus: one network for all, in the smallest budget; nested: the consensus plus what each "
+        "site's budget allows; free: each site its own",
+    )
+    supernet_rounds: Positive = Field(10, description="exchanges that train the supernet's paths")
+    supernet_steps: Positive = Field(50, description="optimiser steps of each site in such an exchange")
+    paths_per_round: Positive = Field(4, description="networks that a site samples in such an exchange")
+    upload_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="largest part of the supernet that a site trains, and so sends, in such an exchange"
+    )
+    generations: Annotated[int, Field(ge=0)] = Field(3, description="how often the sites score candidates")
+    candidates: Positive = Field(8, description="networks that are scored in a generation")
+    rounds: Positive = Field(10, description="exchanges that train the networks that were found")
+    min_holders: Positive = Field(
+        2,
+        description="a parameter travels if at least so many sites' networks have it; that of one site alone would be "
+        "that site's own update, for all to see",
+    )
+    least_share: Fraction = Field(0.3, description="smallest sampled network, as a share of the site's budget")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a search."""
+        return self.strategy != "none"
