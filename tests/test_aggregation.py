@@ -213,7 +213,7 @@ def test_a_refused_update_says_why_and_leaves_the_sums_untouched_to_the_bit(brok
     with pytest.raises(FederationError) as caught:
         mean.add(broken, weight)
     assert reason in str(caught.value)
-    assert mean.total_weight == 3
+    assert set(mean.weights.values()) == {3}
     assert same(mean.apply(), before)
     mean.add(update(2), 4)
     assert same(mean.apply(), mean_of([update(1), update(2)], [3, 4]))
@@ -222,7 +222,69 @@ def test_a_refused_update_says_why_and_leaves_the_sums_untouched_to_the_bit(brok
 def test_a_good_update_is_not_refused_and_asking_adds_nothing():
     mean = WeightedMean(model())
     assert mean.refusal(update(1), 1) is None
-    assert mean.total_weight == 0
+    assert set(mean.weights.values()) == {0}
+
+
+# weights of single values: sites that train parts of the model
+
+
+def parts(seed, *names):
+    return {name: value for name, value in update(seed).items() if name in names}
+
+
+def test_each_value_is_averaged_over_the_sites_that_trained_it():
+    first, second = parts(1, "conv.weight", "scale"), parts(2, "conv.weight", "conv.bias")
+    after = mean_of([first, second], [{"conv.weight": 3, "scale": 5}, {"conv.weight": 1, "conv.bias": 7}])
+    before = model()
+    both = (first["conv.weight"] * 3 + second["conv.weight"]) / 4
+    torch.testing.assert_close(after["conv.weight"], before["conv.weight"] + both)
+    torch.testing.assert_close(after["scale"], before["scale"] + first["scale"])
+    torch.testing.assert_close(after["conv.bias"], before["conv.bias"] + second["conv.bias"])
+
+
+def test_a_value_that_no_site_trained_stays_as_it_is():
+    after = mean_of([parts(1, "scale")], [{"scale": 2}])
+    assert same({**after, "scale": model()["scale"]}, model())
+    assert not torch.equal(after["scale"], model()["scale"])
+
+
+def test_a_weight_for_each_value_is_the_same_as_one_for_all():
+    assert same(
+        mean_of([update(1), update(2)], [dict.fromkeys(model(), 3), 4]), mean_of([update(1), update(2)], [3, 4])
+    )
+
+
+@given(st.permutations(range(4)))
+def test_parts_of_the_model_give_the_same_model_in_any_order(order):
+    names = [("scale",), ("scale", "conv.bias"), tuple(model()), ("conv.weight", "scale")]
+    updates = [parts(seed, *held) for seed, held in enumerate(names)]
+    weights = [{name: 10**site + len(name) for name in held} for site, held in enumerate(names)]
+    ordered = mean_of([updates[site] for site in order], [weights[site] for site in order])
+    assert same(ordered, mean_of(updates, weights))
+
+
+@pytest.mark.parametrize(
+    ("names", "weight", "reason"),
+    [
+        (("scale",), {"scale": 1, "conv.bias": 1}, "1 missing, 0 unknown"),
+        (("scale", "conv.bias"), {"scale": 1}, "0 missing, 1 unknown"),
+        (("scale",), {"scale": 1, "other": 1}, None),
+        (("scale",), {"scale": 0}, "scale weight is 0"),
+        (("scale",), {"scale": -2}, "scale weight is -2"),
+        (("scale",), {"scale": 10**30}, "more than any training does"),
+        (("scale",), 1, "3 missing, 0 unknown"),
+    ],
+)
+def test_weights_that_do_not_fit_the_update_are_refused(names, weight, reason):
+    mean = WeightedMean(model())
+    mean.add(update(1), 3)
+    before = mean.apply()
+    found = mean.refusal(parts(2, *names), weight)
+    assert reason in found if reason else found is None
+    if reason:
+        with pytest.raises(FederationError):
+            mean.add(parts(2, *names), weight)
+        assert same(mean.apply(), before)
 
 
 # when an exchange is over
