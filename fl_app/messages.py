@@ -5,6 +5,9 @@
     train      round, values of the model before it     TrainReport + differences of the values, weighted later
     validate   values of the last model                 ValidationReport
     test       values of the best model                 TestReport
+    score      networks of the search space, values     ScoreReport: how well each does at this site
+    derive     the network for all, values              DeriveReport: this site's own network
+    personalise  values of the best models              PersonalReport: this site's personal models
 
 Values and differences are torch tensors by name (CPU, float32). Everything else is one of the reports below,
 sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a header field or
@@ -19,12 +22,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
+SCORE, DERIVE, PERSONALISE = "score", "derive", "personalise"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
-MAIN = "main"  # which network a task is about: the job's own
-TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
+# which network a task is about: the job's own, the supernet of a search, those that were found
+MAIN, SUPERNET, SEARCHED = "main", "supernet", "searched"
+TASKS = (PREPARE, TRAIN, VALIDATE, TEST, SCORE, DERIVE, PERSONALISE)
 
 Count = Annotated[int, Field(ge=0, le=10**9)]
+Bytes = Annotated[int, Field(ge=0, le=10**15)]
 Seconds = Annotated[float, Field(ge=0, le=10**8)]
 Score = Annotated[float, Field(ge=0, le=1)]
 
@@ -33,6 +39,26 @@ class Report(BaseModel):
     """What a site says beside tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SearchReady(Report):
+    """What a site's memory holds in training, for a search.
+
+    ``scale``, ``offset``, ``value_bytes`` and ``weight_copies`` are its own fit of
+    `fl_app.networks.space.memory.MemoryModel`.
+    """
+
+    budget_bytes: Bytes
+    main_bytes: Bytes = Field(description="training memory of the job's own network")
+    scale: Annotated[float, Field(gt=0, le=1000)]
+    offset: Annotated[float, Field(ge=-(10**13), le=10**13)]
+    value_bytes: Literal[2, 4]
+    weight_copies: Annotated[int, Field(ge=2, le=8)]
+
+    @property
+    def main_fits(self) -> bool:
+        """Whether the job's own network can be trained within the budget."""
+        return self.main_bytes <= self.budget_bytes
 
 
 class SiteReady(Report):
@@ -48,6 +74,7 @@ class SiteReady(Report):
     restored: bool | None = Field(
         description="its optimiser and local layers as after the server's last round; none: nothing to restore",
     )
+    search: SearchReady | None = Field(None, description="only if the job searches")
     seconds: Seconds
 
 
@@ -67,7 +94,10 @@ class TrainReport(Report):
     steps: Count
     training_cases: Count
     training_seconds: Seconds
-    received: Validation = Field(description="of the model that the round began with")
+    received: Validation | None = Field(description="of the model that the round began with; none for a supernet")
+    touched: dict[str, Count] | None = Field(
+        None, description="supernet only: in how many steps each value was trained; only these travel back"
+    )
 
 
 class ValidationReport(Report):
@@ -97,6 +127,48 @@ class TestReport(Report):
     def _scores_are_of_the_same_organs(self) -> TestReport:
         if self.dice.keys() != self.surface_dice.keys():
             raise ValueError("dice and surface_dice must be of the same organs")
+        return self
+
+
+class ScoreReport(Report):
+    """How well networks do at this site with the supernet's weights: mean loss over its validation cases."""
+
+    losses: tuple[float | None, ...]
+    cases: Count
+    seconds: Seconds
+
+
+class DeriveReport(Report):
+    """The network that a site has chosen within its own memory budget."""
+
+    architecture: str = Field(max_length=100_000)
+    parameters: Count
+    predicted_bytes: Bytes = Field(description="training memory by the site's fit")
+    measured_bytes: Bytes = Field(description="training memory in a step that was taken")
+    seconds: Seconds
+
+
+class PersonalModel(Report):
+    """One model that a site could keep, on its own cases."""
+
+    validation: Validation
+    test: TestReport
+    parameters: Count
+    memory_bytes: Bytes = Field(description="that training it takes; 0: not measured")
+    steps: Count = Field(description="optimiser steps at this site beyond the federated rounds")
+
+
+class PersonalReport(Report):
+    """All models that a site could keep, and the one that it keeps: the best on its own validation cases."""
+
+    models: Annotated[dict[str, PersonalModel], Field(min_length=1, max_length=20)]
+    chosen: str
+    seconds: Seconds
+
+    @model_validator(mode="after")
+    def _chosen_is_one_of_them(self) -> PersonalReport:
+        if self.chosen not in self.models:
+            raise ValueError("chosen must be one of the models")
         return self
 
 

@@ -28,12 +28,15 @@ class ModelInfo:
         round: after which round; 0 is the untrained network.
         metric: name and value by which it was chosen, or none.
         versions: of the software that wrote it.
+        architectures: networks of the job's search space, as JSON, whose values the file holds; the first one is
+            the model. Empty: the model is the job's own network.
     """
 
     job: Job
     round: int
     metric: tuple[str, float] | None
     versions: Mapping[str, str]
+    architectures: tuple[str, ...] = ()
 
 
 def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
@@ -44,6 +47,7 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo)
         "round": info.round,
         "metric": info.metric,
         "versions": dict(info.versions),
+        "architectures": list(info.architectures),
     }
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     write_durably(path, save(contiguous, {_KEY: json.dumps(described)}))
@@ -65,6 +69,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
             round=int(described["round"]),
             metric=(str(metric[0]), float(metric[1])) if metric else None,
             versions=described["versions"],
+            architectures=tuple(map(str, described.get("architectures", ()))),
         )
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such model file") from None

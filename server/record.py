@@ -126,17 +126,23 @@ class RoundLog:
             loss=report.loss,
             steps=report.steps,
             training_seconds=round(report.training_seconds, 3),
-            validation_seconds=round(report.received.seconds, 3),
+            validation_seconds=round(report.received.seconds if report.received else 0.0, 3),
             bytes_received=received,
             bytes_sent=sent,
         )
         self._record.save()
 
-    def round_finished(self, seconds: float, weights: Mapping[str, int], left_out: Mapping[str, str]) -> None:
+    def round_finished(
+        self,
+        seconds: float,
+        weights: Mapping[str, int],
+        left_out: Mapping[str, str],
+        remarks: Mapping[str, str] | None = None,
+    ) -> None:
         """The new model is saved."""
         current = self._rounds[-1]
         current.seconds = round(seconds, 3)
-        current.left_out = dict(left_out)
+        current.left_out, current.remarks = dict(left_out), dict(remarks or {})
         total = sum(weights.values())
         for site, weight in weights.items():
             current.sites[site].weight = weight / total

@@ -1,11 +1,15 @@
-"""Federated training of one network, round by round: FedAvg, FedProx and FedBN differ at the sites only."""
+"""Federated training of one network, round by round: FedAvg, FedProx and FedBN differ at the sites only.
+
+It may be another network at each site, as long as values of the same name belong together: each value is averaged
+over the sites that hold it.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,14 @@ from fl_app.errors import FederationError
 from fl_app.messages import TRAIN, VALIDATE, TrainReport, Validation, ValidationReport, payload_bytes
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.result import software_versions
-from server.aggregation import WeightedMean
+from server.aggregation import Weight, build_aggregate
 from server.channel import Payload, Values
+from server.guard import Claim, Guard
 from server.participants import Participants
 from server.record import RoundLog
 
 _logger = logging.getLogger(__name__)
+Names = tuple[str, ...]
 
 
 @dataclass
@@ -30,11 +36,32 @@ class Standing:
         values: everything in the network, as it stands.
         round: the last finished round.
         best: round and value of the best model so far, or none.
+        norms: lengths of the last rounds' updates, for the guard.
     """
 
     values: Values
     round: int = 0
     best: tuple[int, float] | None = None
+    norms: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and how long.
+
+    Attributes:
+        network: its name on the wire (see `messages`).
+        steps: of each site in a round, at most.
+        held: for each site that takes part the names of the values that travel.
+        own: for each site the names of values that it holds alone; they travel once, in the first round.
+        partial: whether an update may leave out values that the site did not train (supernet).
+    """
+
+    network: str
+    steps: int
+    held: Mapping[str, Names]
+    own: Mapping[str, Names] = field(default_factory=dict)
+    partial: bool = False
 
 
 class Training:
@@ -42,31 +69,25 @@ class Training:
 
     Args:
         job: the job.
-        network: its name on the wire (see `messages`).
+        plan: what is trained.
         standing: where to go on from.
-        exchanged: names of the values that travel.
         sites: who takes part.
         log: where the rounds are written down.
-        models: folder for ``last.safetensors`` and ``best.safetensors``.
+        models: folder for ``last.safetensors`` and ``best.safetensors``; none: they are not saved.
     """
 
     def __init__(
-        self,
-        job: Job,
-        network: str,
-        standing: Standing,
-        exchanged: tuple[str, ...],
-        sites: Participants,
-        log: RoundLog,
-        models: Path,
+        self, job: Job, plan: Plan, standing: Standing, sites: Participants, log: RoundLog, models: Path | None
     ) -> None:
+        self.plan = plan
         self.standing = standing
         self.models = models
         self._job = job
-        self._network = network
-        self._exchanged = exchanged
         self._sites = sites
         self._log = log
+        self._travels = sorted({name for names in plan.held.values() for name in names})
+        cases = {site: sites.ready[site].training_cases for site in plan.held}
+        self._guard = Guard(plan.steps, cases, job.federation.norm_factor, standing.norms)
 
     def train_round(self) -> None:
         """One exchange: send the model, take the sites' updates as they come, save the new model.
@@ -76,34 +97,41 @@ class Training:
         """
         started = time.monotonic()
         number = self.standing.round + 1
-        shared = self.shared()
-        mean, weights, scores = WeightedMean(shared), dict[str, int](), dict[str, Validation]()
+        settings = self._job.federation
+        like = {name: self.standing.values[name] for name in self._travels}
+        aggregate = build_aggregate(settings.aggregator, like, self.plan.held, settings.tolerated_sites)
+        payloads = self._payloads(number, first=self.standing.round == 0)
+        shares, scores = dict[str, int](), dict[str, Validation]()
+        self._guard.begin(number, like)
 
         def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
             trained = TrainReport.model_validate(report)
-            if trained.round != number:
-                return f"it answered for round {trained.round}"
-            if trained.steps > self._job.training.steps_per_round:
-                return f"it claims {trained.steps} steps, the job has {self._job.training.steps_per_round}"
-            weight = self._weight(site, trained)
+            expected = self._expected(site, trained)
+            claim = Claim(trained.round, trained.steps, trained.training_cases)
+            reason = self._guard.admit(site, values, claim, {name: like[name].shape for name in expected})
+            if reason:
+                return reason
+            share = self._share(site, trained)
             try:
-                mean.add(values, weight)
+                aggregate.add(site, values, self._weights(expected, trained, share))
             except FederationError as error:
                 return str(error)
-            weights[site], scores[site] = weight, trained.received
-            self._log.site_trained(site, trained, payload_bytes(shared), payload_bytes(values))
-            _logger.info(f"round {number}: {site} loss {trained.loss}, {trained.steps} steps, weight {weight}")
+            shares[site] = share
+            if trained.received:
+                scores[site] = trained.received
+            self._log.site_trained(site, trained, payload_bytes(payloads[site].values), payload_bytes(values))
+            _logger.info(f"{self.plan.network}, round {number}: {site} loss {trained.loss}, {trained.steps} steps")
             return None
 
         self._log.round_started(number)
-        payload = Payload(shared, self._facts(number))
-        exchange = self._sites.ask(TRAIN, dict.fromkeys(self._sites.names, payload), answer)
+        exchange = self._sites.ask(TRAIN, payloads, answer)
         self._choose(number - 1, scores)
         self._sites.require_quorum(exchange, f"in round {number}")
-        self.standing.values |= mean.apply()
-        self.standing.round = number
+        self.standing.values |= aggregate.apply()
+        self.standing.round, self.standing.norms = number, self._guard.norms
         self._save("last", number, None)
-        self._log.round_finished(time.monotonic() - started, dict(sorted(weights.items())), exchange.left_out)
+        seconds = time.monotonic() - started
+        self._log.round_finished(seconds, dict(sorted(shares.items())), exchange.left_out, aggregate.remarks)
 
     def validate(self) -> None:
         """Have the last model scored, which no round after it does.
@@ -118,34 +146,54 @@ class Training:
             return None
 
         number = self.standing.round
-        payload = Payload(self.shared(), self._facts(number))
-        exchange = self._sites.ask(VALIDATE, dict.fromkeys(self._sites.names, payload), answer)
+        exchange = self._sites.ask(VALIDATE, self._payloads(number), answer)
         self._choose(number, scores)
         self._sites.require_quorum(exchange, "when the last model was validated")
 
-    def shared(self) -> Values:
-        """The values that travel."""
-        return {name: self.standing.values[name] for name in self._exchanged}
+    def _payloads(self, number: int, first: bool = False) -> dict[str, Payload]:
+        """What each site gets; sites that hold the same share one object."""
+        made: dict[tuple[Names, Names], Payload] = {}
+        best = (self.standing.best or (0, 0.0))[0]
+        for site, held in self.plan.held.items():
+            own = self.plan.own.get(site, ())
+            if (held, own) not in made:
+                names = (*held, *own) if first else held
+                # the best round so far: a site keeps what never leaves it as it was then
+                facts = {"network": self.plan.network, "round": number, "best_round": best, "own": list(own)}
+                made[held, own] = Payload({name: self.standing.values[name] for name in names}, facts)
+        return {site: made[held, self.plan.own.get(site, ())] for site, held in self.plan.held.items()}
 
-    def _facts(self, number: int) -> dict[str, Any]:
-        # the best round so far: a site keeps what never leaves it (FedBN) as it was then
-        return {"network": self._network, "round": number, "best_round": (self.standing.best or (0, 0.0))[0]}
+    def _expected(self, site: str, report: TrainReport) -> Names:
+        """The names of the values that an update must hold."""
+        held = self.plan.held[site]
+        if not self.plan.partial:
+            return held
+        touched = set(report.touched or ())
+        return tuple(name for name in held if name in touched)
 
-    def _weight(self, site: str, report: TrainReport) -> int:
+    def _weights(self, expected: Names, report: TrainReport, share: int) -> Weight:
+        if self.plan.partial:
+            return {name: share * (report.touched or {})[name] for name in expected}
+        return share if len(expected) == len(self._travels) else dict.fromkeys(expected, share)
+
+    def _share(self, site: str, report: TrainReport) -> int:
         rule = self._job.federation.weight_by
         # the cases that the site declared before the first round count, not what it says now
         return {"cases": self._sites.ready[site].training_cases, "steps": report.steps, "equal": 1}[rule]
 
     def _choose(self, number: int, scores: Mapping[str, Validation]) -> None:
         """Keep the current model, which is the one after round ``number``, if it is the best trained one so far."""
+        if not scores:
+            return
         metric = self._job.federation.best_metric
         value = self._log.model_validated(number, dict(sorted(scores.items())))
         told = ", ".join(f"{site} {validation.metrics}" for site, validation in sorted(scores.items()))
-        _logger.info(f"model after round {number}: {metric} {value} ({told})")
+        _logger.info(f"{self.plan.network}, model after round {number}: {metric} {value} ({told})")
         if number and value is not None and (self.standing.best is None or value > self.standing.best[1]):
             self.standing.best = (number, value)
             self._save("best", number, (metric, value))
 
     def _save(self, name: str, number: int, metric: tuple[str, float] | None) -> None:
-        info = ModelInfo(self._job, number, metric, software_versions())
-        save_model(self.models / f"{name}.safetensors", self.standing.values, info)
+        if self.models:
+            info = ModelInfo(self._job, number, metric, software_versions())
+            save_model(self.models / f"{name}.safetensors", self.standing.values, info)

@@ -29,6 +29,16 @@ class FederationSettings(Settings):
     min_sites: Annotated[int, Field(ge=0)] = Field(
         0, description="quorum: a round with fewer good updates ends the job; 0: every site must answer"
     )
+    aggregator: Literal["mean", "norm_clipping", "trimmed_mean", "median", "multi_krum", "krum"] = Field(
+        "mean",
+        description="mean: weighted by weight_by; the others withstand tolerated_sites bad sites (docs/reliability.md)",
+    )
+    tolerated_sites: Annotated[int, Field(ge=0)] = Field(
+        1, description="how many bad sites a robust aggregator withstands; it needs at least twice as many good ones"
+    )
+    norm_factor: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="an update so many times as long as the sites' usual one is left out; 0: none is"
+    )
     round_time_limit_s: Annotated[int, Field(ge=1)] = Field(
         3600, description="longest time for a round in seconds; then the quorum decides"
     )

@@ -13,10 +13,10 @@ from fl_app.config.space import SearchSpace
 class SearchSettings(Settings):
     """An architecture search that comes before the federated training of what it finds."""
 
-    strategy: Literal["none", "sampling", "random", "gradient"] = Field(
+    strategy: Literal["none", "sampling", "random"] = Field(
         "none",
-        description="none: no search, all train the network above; sampling: train random paths of the supernet, then choose by the sites' validation; random: a "
-        "random network for each budget, the control; gradient: DiNTS's losses, for sites whose memory holds it all",
+        description="none: no search, all train the network above; sampling: train random paths of the supernet, "
+        "then choose by the sites' validation; random: the same, but choose at random, the control",
     )
     space: SearchSpace = Field(default_factory=SearchSpace)
     mode: Literal["consensus", "nested", "free"] = Field(
