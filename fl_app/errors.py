@@ -2,6 +2,7 @@
 
 UserError                 printed as one sentence, never as a traceback
 |-- ConfigError           a job file or a setting is wrong               exit code 2
+|   `-- BudgetError       no network fits a memory budget                exit code 2
 |-- UsageError            a command was called with wrong arguments      exit code 2
 |-- DataError             a site's images or labels cannot be used       exit code 1
 |-- TrainingError         training cannot go on                          exit code 1
@@ -47,3 +48,15 @@ class ProvisioningError(UserError):
 
 class KitError(UserError):
     """A startup kit is damaged, forged, expired, or none at all."""
+
+
+class BudgetError(ConfigError):
+    """No network fits a memory budget.
+
+    Attributes:
+        least_bytes: the least budget that one fits in.
+    """
+
+    def __init__(self, message: str, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes

@@ -15,7 +15,8 @@ def space(**settings):
 def every_architecture(space):
     """All networks of a small space, by trying everything."""
     width = len(edges_of(space.depths))
-    blocks = list(itertools.product((None, *space.operations), repeat=width))
+    rows = itertools.product((None, *space.operations), repeat=width)
+    blocks = [row for row in rows if set(row) - {None, "skip"}]
     found = (Architecture(space.name, each) for each in itertools.product(blocks, repeat=space.blocks))
     return [each for each in found if check(each, space) is None]
 

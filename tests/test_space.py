@@ -118,7 +118,7 @@ def test_subsets():
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_subset_has_no_weight_of_its_own(first, second):
     small, large = (random_architecture(space(operations=("skip", "conv_3x3x3")), seed) for seed in (first, second))
     held = set(weight_names(space(), small)) <= set(weight_names(space(), large))
@@ -155,7 +155,7 @@ def test_every_operation_can_be_drawn_and_built():
 # the networks
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("stem", [True, False])
 def test_a_network_of_its_own_computes_what_the_supernet_does_to_the_bit(seed, stem):
     chosen = space(downsampling_stem=stem, operations=ALL, blocks=4)
@@ -165,7 +165,7 @@ def test_a_network_of_its_own_computes_what_the_supernet_does_to_the_bit(seed, s
     names = set(alone.state_dict())
     assert names == set(weight_names(chosen, network))
     alone.load_state_dict({name: value for name, value in supernet.state_dict().items() if name in names})
-    image = torch.randn(2, 1, 16, 16, 16)
+    image = torch.randn(1, 1, 16, 16, 16)
     for training in (True, False):
         wanted, found = supernet.train(training)(image, network), alone.train(training)(image)
         assert torch.equal(wanted, found)

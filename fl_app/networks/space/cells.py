@@ -107,21 +107,21 @@ class StemDown(nn.Module):
 class Head(nn.Module):
     """The finest features to logits at the patch's resolution.
 
-    With a downsampling stem a transposed convolution doubles the resolution to as many maps as there are logits; one
-    more convolution sharpens them with the help of the image itself.
+    With a downsampling stem a transposed convolution doubles the resolution (kernel 4, so that neighbours overlap
+    and no chequerboard shows); nothing but the logits is ever kept at the patch's own resolution.
     """
 
     def __init__(self, channels: int, logits: int, doubles: bool) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose3d(channels, logits, 2, stride=2) if doubles else None
-        self.conv = nn.Conv3d(1 + (logits if doubles else channels), logits, 3, padding=1)
+        self.conv = (
+            nn.ConvTranspose3d(channels, logits, 4, stride=2, padding=1)
+            if doubles
+            else nn.Conv3d(channels, logits, 3, padding=1)
+        )
 
-    def forward(self, features: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, ...) and the image (batch, 1, x, y, z) to (batch, logits, x, y, z)."""
-        features = functional.relu(features)
-        if self.up is not None:
-            features = self.up(features)
-        result: torch.Tensor = self.conv(torch.cat([features, image.to(features.dtype)], 1))
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, x, y, z) to (batch, logits, 2x, 2y, 2z), or (batch, logits, x, y, z)."""
+        result: torch.Tensor = self.conv(functional.relu(features))
         return result
 
 

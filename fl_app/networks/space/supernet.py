@@ -74,15 +74,15 @@ class _Grid(nn.Module):
                 block, nodes, fed = where, fed, {}
             result = self.cell(block, place)(nodes[edge.source], operation)
             fed[edge.target] = fed[edge.target] + result if edge.target in fed else result
-        return self.finish(image, fed)
+        return self.finish(fed)
 
-    def finish(self, image: torch.Tensor, nodes: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    def finish(self, nodes: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Bring the last block's features up to the finest resolution, adding what is there, and to logits."""
         features = nodes[max(nodes)]
         for depth in range(max(nodes), 0, -1):
             features = self.stem_up[str(depth)](features)
             features = features + nodes[depth - 1] if depth - 1 in nodes else features
-        logits: torch.Tensor = self.head(features, image)
+        logits: torch.Tensor = self.head(features)
         return logits
 
 
@@ -127,7 +127,7 @@ class Supernet(_Grid):
                 result = result * edges[int(block), place]
                 fed[edge.target] = fed[edge.target] + result if edge.target in fed else result
             nodes = fed
-        return self.finish(image, nodes)
+        return self.finish(nodes)
 
 
 class DiscreteNetwork(_Grid):
