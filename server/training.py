@@ -74,10 +74,18 @@ class Training:
         sites: who takes part.
         log: where the rounds are written down.
         models: folder for ``last.safetensors`` and ``best.safetensors``; none: they are not saved.
+        architectures: networks of the search space whose values these are, as JSON.
     """
 
     def __init__(
-        self, job: Job, plan: Plan, standing: Standing, sites: Participants, log: RoundLog, models: Path | None
+        self,
+        job: Job,
+        plan: Plan,
+        standing: Standing,
+        sites: Participants,
+        log: RoundLog,
+        models: Path | None,
+        architectures: tuple[str, ...] = (),
     ) -> None:
         self.plan = plan
         self.standing = standing
@@ -85,6 +93,7 @@ class Training:
         self._job = job
         self._sites = sites
         self._log = log
+        self._architectures = architectures
         self._travels = sorted({name for names in plan.held.values() for name in names})
         cases = {site: sites.ready[site].training_cases for site in plan.held}
         self._guard = Guard(plan.steps, cases, job.federation.norm_factor, standing.norms)
@@ -195,5 +204,9 @@ class Training:
 
     def _save(self, name: str, number: int, metric: tuple[str, float] | None) -> None:
         if self.models:
-            info = ModelInfo(self._job, number, metric, software_versions())
-            save_model(self.models / f"{name}.safetensors", self.standing.values, info)
+            info = ModelInfo(self._job, number, metric, software_versions(), self._architectures)
+            # of a search: only what the networks that were found hold
+            held = {*self._travels, *(own for names in self.plan.own.values() for own in names)}
+            values = self.standing.values
+            kept = {each: values[each] for each in sorted(held)} if self._architectures else values
+            save_model(self.models / f"{name}.safetensors", kept, info)

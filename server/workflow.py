@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 from fl_app.config import Job
 from fl_app.errors import FederationError
-from fl_app.messages import MAIN, TEST, TestReport, payload_bytes
+from fl_app.messages import MAIN, SEARCHED, SUPERNET, TEST, TestReport, payload_bytes
 from fl_app.model_file import load_model
 from fl_app.networks import build_network, exchanged_names
-from fl_app.result import Result
+from fl_app.networks.space.supernet import Supernet
+from fl_app.result import SearchResult
 from server.channel import Channel, Payload, Values
-from server.checkpoint import Checkpoints
 from server.participants import Participants
-from server.record import Record
-from server.training import Standing, Training
+from server.personal import personalise
+from server.progress import Progress
+from server.record import Record, RoundLog
+from server.search import Search, holding, search_site, supernet_plan
+from server.training import Plan, Standing, Training
 
 _logger = logging.getLogger(__name__)
 
 
 class Workflow:
-    """Prepare, train round by round, keep the best model, have it tested.
+    """Prepare; train the job's network; search and train others if the job says so; have the best models tested.
 
     A job whose server was ended goes on after the last round that its checkpoints hold.
 
@@ -36,7 +40,7 @@ class Workflow:
         self.record = Record(folder / "result.json", job)
         self._job = job
         self._models = folder / "model"
-        self._checkpoints = Checkpoints(folder / "checkpoints")
+        self._progress = Progress(folder / "checkpoints", self.record)
         self._sites = Participants(channel, job.federation)
 
     def run(self, invited: list[str]) -> None:
@@ -48,39 +52,79 @@ class Workflow:
         Raises:
             FederationError: why it cannot go on; what was reached is saved.
         """
+        self._progress.restore()
+        self._sites.prepare(invited, {"rounds": self._progress.rounds}, self.record)
+        main = self._train_main()
+        searched = self._search() if self._job.search.wanted else None
+        if main:
+            self._test(main)
+        if searched or self._job.personal.wanted:
+            personalise(self._job, self._sites, self.record, self._models, main, searched)
+        self.record.finished()
+        self._progress.clear()
+
+    def _train_main(self) -> Training | None:
+        """The job's own network, at the sites whose memory holds it; none if that is nowhere so."""
         network = build_network(self._job.network, len(self._job.data.labels), self._job.seed)
-        standing = self._restore(Standing(dict(network.state_dict())))
-        result = self.record.result
+        standing = self._progress.standing(MAIN, dict(network.state_dict()))
         exchanged = exchanged_names(network, self._job.federation.normalisation)
+        result = self.record.result
         result.parameters = sum(value.numel() for value in network.parameters())
         result.exchanged_bytes = payload_bytes({name: standing.values[name] for name in exchanged})
-        self._sites.prepare(invited, {"round": standing.round}, self.record)
-        training = Training(self._job, MAIN, standing, exchanged, self._sites, self.record.rounds, self._models)
-        while standing.round < self._job.federation.rounds:
+        fitting = [site for site, ready in self._sites.ready.items() if not ready.search or ready.search.main_fits]
+        if not fitting:
+            _logger.warning("no site's memory budget holds the job's own network: only the search is run")
+            return None
+        plan = Plan(MAIN, self._job.training.steps_per_round, dict.fromkeys(sorted(fitting), exchanged))
+        return self._train(plan, standing, self._job.federation.rounds, self.record.rounds, self._models)
+
+    def _search(self) -> Training:
+        """Find a network for every site, and train them together."""
+        started = time.monotonic()
+        settings = self._job.search
+        supernet = dict(Supernet(settings.space, len(self._job.data.labels), self._job.seed).state_dict())
+        result = self.record.result
+        if result.search is None:
+            ready = {site: each.search for site, each in sorted(self._sites.ready.items()) if each.search}
+            result.search = SearchResult(
+                space=settings.space.name,
+                supernet_parameters=sum(value.numel() for value in supernet.values()),
+                supernet_bytes=payload_bytes(supernet),
+                sites={site: search_site(each) for site, each in ready.items()},
+            )
+        log = RoundLog(self.record, result.search.supernet_rounds, self._job.federation.best_metric)
+        standing = self._progress.standing(SUPERNET, supernet)
+        plan = supernet_plan(self._job, self._sites, supernet)
+        supernet = self._train(plan, standing, settings.supernet_rounds, log, None).standing.values
+        search = Search(self._job, self._sites, self.record, self._progress.search, supernet, self._progress.save)
+        networks = search.find()
+        travel, stay = holding(self._job, networks)
+        for site, names in stay.items():
+            result.search.sites[site].own_values = sum(supernet[name].numel() for name in names)
+        if not result.search.seconds:
+            result.search.seconds = round(time.monotonic() - started, 3)
+        standing = self._progress.standing(SEARCHED, supernet)
+        log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
+        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay)
+        texts = tuple(dict.fromkeys([result.search.consensus or "", *self._progress.search.derived.values()]))
+        return self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
+
+    def _train(
+        self,
+        plan: Plan,
+        standing: Standing,
+        rounds: int,
+        log: RoundLog,
+        models: Path | None,
+        architectures: tuple[str, ...] = (),
+    ) -> Training:
+        training = Training(self._job, plan, standing, self._sites, log, models, architectures)
+        while standing.round < rounds:
             training.train_round()
-            self._save(standing)
-        training.validate()
-        self._test(training)
-        self.record.finished()
-        self._checkpoints.clear()
-
-    def _restore(self, standing: Standing) -> Standing:
-        """Where to go on from: the last checkpoint, or the untrained network."""
-        found = self._checkpoints.load()
-        if found is None:
-            return standing
-        values, facts, damaged = found
-        earlier = Result.model_validate(facts["result"])
-        if earlier.config != self.record.result.config:
-            raise FederationError("the checkpoint is of a job with other settings - submit this one as a new job")
-        self.record.resume(earlier, damaged)
-        _logger.info(f"going on after round {facts['round']}")
-        best = facts["best"]
-        return Standing(values, int(facts["round"]), (int(best[0]), float(best[1])) if best else None)
-
-    def _save(self, standing: Standing) -> None:
-        result = self.record.result.model_dump(mode="json")
-        self._checkpoints.save(standing.values, {"round": standing.round, "best": standing.best, "result": result})
+            self._progress.save()
+        if not plan.partial:
+            training.validate()
+        return training
 
     def _test(self, training: Training) -> None:
         best = training.standing.best
@@ -100,8 +144,9 @@ class Workflow:
             _logger.info(f"test of the model after round {info.round}: {site} {tested.dice}")
             return None
 
-        shared = {name: values[name] for name in training.shared()}
-        payload = Payload(shared, {"network": MAIN, "round": info.round})
-        exchange = self._sites.ask(TEST, dict.fromkeys(self._sites.names, payload), answer)
+        exchanged = next(iter(training.plan.held.values()))
+        payload = Payload({name: values[name] for name in exchanged}, {"network": MAIN, "round": info.round})
+        payloads = dict.fromkeys(training.plan.held, payload)
+        exchange = self._sites.ask(TEST, payloads, answer)
         self.record.tested(info.round, best[1], reports, exchange.left_out)
         self._sites.require_quorum(exchange, "when the best model was tested")

@@ -49,17 +49,27 @@ class Trainer:
         cases: prepared training cases; may be empty if only scoring is wanted.
         device: where to compute.
         stream: name of the random stream, such as the site's name.
+        network: what to train; none: the job's own network.
     """
 
-    def __init__(self, job: Job, cases: Sequence[PreparedCase], device: torch.device, stream: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        cases: Sequence[PreparedCase],
+        device: torch.device,
+        stream: str,
+        network: nn.Module | None = None,
+    ) -> None:
         if job.training.deterministic:
             make_deterministic()
         self.job = job
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        self.network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(device)
-        if job.network.name in _CHANNELS_LAST:
+        own = network is None
+        network = network or build_network(job.network, len(job.data.labels), job.seed)
+        self.network = guard_convolutions(network).to(device)
+        if own and job.network.name in _CHANNELS_LAST:
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
@@ -101,13 +111,17 @@ class Trainer:
         """Put values into the network; what is not named stays."""
         self.network.load_state_dict(dict(values), strict=False)
 
-    def train(self, round_number: int, steps: int, rounds: int) -> Steps:
+    def train(
+        self, round_number: int, steps: int, rounds: int, pull: tuple[float, Mapping[str, torch.Tensor]] | None = None
+    ) -> Steps:
         """Take optimiser steps from where the network stands.
 
         Args:
             round_number: 1 to ``rounds``; names the random stream and places the learning rate.
             steps: how many.
             rounds: how many rounds of as many steps the whole training has.
+            pull: strength mu and values w of mu / 2 * |v - w|^2 in the loss, for the network's parameters v (Ditto,
+                Li et al., ICML 2021, eq. 2); none: FedProx's, towards where the round began, if the job says so.
 
         Raises:
             DataError: there are no training cases.
@@ -118,7 +132,7 @@ class Trainer:
             raise DataError("there are no training cases")
         settings = self.job.training
         chance = start_stream(self.job.seed, self.stream, round_number)
-        reference = self._proximal_reference()
+        strength, reference = self._pull(pull)
         total = torch.zeros((), device=self.device)
         self.network.train()
         for step in range(steps):
@@ -132,7 +146,7 @@ class Trainer:
             loss = self._loss(logits.float(), labels)
             total += loss.detach()
             self.precision.step(
-                loss + self._proximal_term(reference), self.network, self._optimizer, settings.gradient_clip
+                loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
             )
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
@@ -147,14 +161,21 @@ class Trainer:
         scorer = score_native if native else score_prepared
         return scorer(self.network, cases, self.job, self.precision)
 
-    def _proximal_reference(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    def _pull(
+        self, pull: tuple[float, Mapping[str, torch.Tensor]] | None
+    ) -> tuple[float, list[tuple[nn.Parameter, torch.Tensor]]]:
+        """Strength, and each parameter with the value that it is pulled to."""
+        if pull:
+            strength, values = pull
+            named = self.network.named_parameters()
+            return strength, [(own, values[name].to(self.device)) for name, own in named if name in values]
         if self.job.federation.algorithm != "fedprox":
-            return []
-        return [(parameter, parameter.detach().clone()) for parameter in self.network.parameters()]
+            return 0.0, []
+        return self.job.federation.proximal_mu, [(own, own.detach().clone()) for own in self.network.parameters()]
 
-    def _proximal_term(self, reference: list[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor | float:
-        """FedProx's mu / 2 * |w - w_global|^2 (Li et al., MLSys 2020, eq. 2)."""
-        if not reference:
-            return 0.0
-        squares = [((parameter - start) ** 2).sum() for parameter, start in reference]
-        return self.job.federation.proximal_mu / 2 * torch.stack(squares).sum()
+
+def _distance(strength: float, pairs: list[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor | float:
+    """Mu / 2 * |w - w_0|^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
+    if not pairs:
+        return 0.0
+    return strength / 2 * torch.stack([((parameter - start) ** 2).sum() for parameter, start in pairs]).sum()
