@@ -59,6 +59,6 @@ class SiteExecutor(Executor):
 
     def _begin(self, fl_ctx: FLContext) -> SiteWork:
         site = fl_ctx.get_identity_name()
-        settings = load_site(site)
+        settings = load_site(site, fl_ctx.get_job_id())
         run = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
         return SiteWork(Job.model_validate(self.job), site, settings, settings.state or run / "state")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
-from fl_app.errors import ConfigError, DataError, TrainingError, UserError
+from fl_app.errors import ConfigError, DataError, PolicyError, TrainingError, UserError
 from fl_app.messages import SiteFailure
 
 
@@ -15,6 +15,8 @@ def classify(error: BaseException) -> SiteFailure:
         return SiteFailure(kind="memory")
     if isinstance(error, DataError):
         return SiteFailure(kind="data")
+    if isinstance(error, PolicyError):
+        return SiteFailure(kind="policy")
     if isinstance(error, TrainingError):
         return SiteFailure(kind="training")
     if isinstance(error, (ConfigError, UserError)):

@@ -14,6 +14,7 @@ import torch
 from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
+from fl_app.errors import PolicyError
 from fl_app.messages import (
     PREPARE,
     TEST,
@@ -28,6 +29,7 @@ from fl_app.messages import (
 )
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
+from fl_app.site_limits import refusals
 from fl_app.training.device import choose_device
 from fl_app.training.reporting import test_report, validation_report, write_case_scores
 from fl_app.training.trainer import Trainer
@@ -75,6 +77,9 @@ class SiteWork:
         self._data = load_site_data(
             self._settings.data, self._job.data, self._job.seed, self._settings.cache, self._settings.cases
         )
+        forbidden = refusals(self._job, self._settings, len(self._data.training))
+        if forbidden:
+            raise PolicyError("; ".join(forbidden))
         self._trainer = Trainer(self._job, self._data.training, device, self._site)
         restored = self._state.restore(self._trainer, int(facts.get("round", 0)))
         return {}, SiteReady(

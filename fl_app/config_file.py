@@ -117,9 +117,9 @@ def reported_metrics(labels: Iterable[str]) -> tuple[str, ...]:
     return ("val_dice", *(f"val_dice_{label}" for label in labels))
 
 
-def settings_table(job: Job) -> list[tuple[str, str, str, str]]:
-    """Every setting: (key, value in this job, default, meaning with unit), in the order of the file."""
-    return list(_rows(job, Job(), ()))
+def settings_table(settings: BaseModel, defaults: BaseModel | None = None) -> list[tuple[str, str, str, str]]:
+    """Every setting: (key, value, default (none: a job's), meaning with unit), in the order of the file."""
+    return list(_rows(settings, defaults or Job(), ()))
 
 
 def _rows(section: BaseModel, defaults: BaseModel, prefix: Key) -> Iterator[tuple[str, str, str, str]]:
@@ -141,7 +141,7 @@ def _choices(section: type[BaseModel], name: str) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
+    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).replace("\n...", "").strip()
 
 

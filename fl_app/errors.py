@@ -5,6 +5,7 @@ UserError                 printed as one sentence, never as a traceback
 |   `-- BudgetError       no network fits a memory budget                exit code 2
 |-- UsageError            a command was called with wrong arguments      exit code 2
 |-- DataError             a site's images or labels cannot be used       exit code 1
+|-- PolicyError           a site's own limits forbid a job             exit code 1
 |-- TrainingError         training cannot go on                          exit code 1
 |-- FederationError       a federation could not start or not finish     exit code 1
 |-- ProvisioningError     startup kits could not be made                 exit code 1
@@ -32,6 +33,10 @@ class UsageError(UserError):
 
 class DataError(UserError):
     """A site's images or labels cannot be used as they are."""
+
+
+class PolicyError(UserError):
+    """A site's own limits forbid a job."""
 
 
 class TrainingError(UserError):

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import psutil
 
@@ -50,17 +51,18 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], log: Path | IO[bytes], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose whole family ends with the block, however the block is left.
 
     Args:
         command: the program, which calls `end_with_parent`, and its arguments.
-        log: file that takes its output.
+        log: what takes its output: a file that is appended to, or an open stream.
         environment: variables that it gets beside this process's own.
     """
     adopt_orphans()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
+    with _opened(log) as stream:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -101,6 +103,16 @@ def raise_on_signals() -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, interrupt)
+
+
+@contextmanager
+def _opened(log: Path | IO[bytes]) -> Iterator[IO[bytes]]:
+    if not isinstance(log, Path):
+        yield log
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        yield stream
 
 
 def _kill(process: psutil.Process) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fl_app.errors import KitError
+from fl_app.versions import own_version
 from provisioning import signing
 from provisioning.archive import shown
 from provisioning.certificates import WARN_DAYS, Certificate, read_certificate
@@ -244,7 +245,11 @@ def _code(manifest: Manifest, report: KitReport, files: Mapping[str, bytes], not
         notes.append(f"start scripts are those of FLARE {manifest.nvflare}, which is not installed here")
     resources = files.get("local/resources.json.default", b"{}")
     if manifest.kind != "administrator" and _allowed(resources) != CLASS_ALLOW_LIST:
-        notes.append("its list of components is not this version's: made by another version of fedspleen")
+        found.append(
+            f"local/resources.json.default: it does not allow the components of fedspleen {own_version()}, which is "
+            f"installed here: fedspleen {manifest.fedspleen} made the kit - install that version, or let the lead "
+            "provision again with the one that is installed"
+        )
     return found
 
 

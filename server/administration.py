@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -41,7 +40,7 @@ class JobState:
         status: FLARE's word: SUBMITTED, RUNNING, FINISHED:COMPLETED, ...
         submitted: when, ISO 8601.
         submitter: who.
-        note: why it is not running, if the scheduler says so.
+        note: why it does not run, or did not: what FLARE's scheduler, the server or the sites said.
     """
 
     job_id: str
@@ -136,7 +135,9 @@ def administration(kit: Path, user: str, where: str) -> Iterator[Administration]
         raise FederationError("the job has not ended yet - `fedspleen follow` waits for it") from None
     except JobNotRunning:
         raise FederationError("the job is not running") from None
-    except (InvalidJobDefinition, InternalError) as error:
+    except InvalidJobDefinition as error:
+        raise FederationError(f"the server refuses the job: {error}") from None
+    except InternalError as error:
         raise FederationError(f"the server refused: {error}") from None
     finally:
         if session is not None:
@@ -150,18 +151,15 @@ def _close(session: Session) -> None:
 
 
 def _state(meta: dict[str, Any]) -> JobState:
+    # what did not go well when the job was given to server and sites, else what the scheduler said last
+    refused = [str(each) for each in meta.get("job_deploy_detail") or [] if not str(each).endswith(": OK")]
     history = meta.get("schedule_history") or []
-    note = str(history[-1]) if history and isinstance(history, list) else ""
-    if isinstance(history, str):
-        try:
-            note = str(json.loads(history)[-1])
-        except (ValueError, IndexError):
-            note = history
+    last = str(history[-1]).partition(": ")[2] if isinstance(history, list) and history else ""  # after the time
     return JobState(
         str(meta.get("job_id", "")),
         str(meta.get("name") or meta.get("job_name", "")),
         str(meta.get("status", "unknown")),
         str(meta.get("submit_time_iso") or meta.get("submit_time", "")),
         str(meta.get("submitter_name", "")),
-        note,
+        "; ".join(refused) or ("" if last == "scheduled" else last),
     )

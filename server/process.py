@@ -7,11 +7,15 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.fed.app.server import server_train
+from nvflare.private.fed.server import job_cmds
+
+from server.gate import JobGate, log_refused_connections
 
 _WAIT_FOR_SITES_SECONDS = 1.0  # for their farewell; FLARE's 30 s are longer than service managers wait
 _WAIT_FOR_JOBS_SECONDS = 8.0  # to write down what they have reached
@@ -45,6 +49,8 @@ def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) ->
         return admin_server
 
     server_train.create_admin_server = create_admin_server
+    job_cmds.JobMetaValidator = partial(JobGate, workspace)
+    log_refused_connections()
     settings = ["secure_train=true", f"org={organisation}", "config_folder=config"]
     arguments = Namespace(workspace=str(workspace), fed_server="fed_server.json", set=settings)
     code = MainProcessMonitor.run(

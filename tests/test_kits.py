@@ -295,8 +295,8 @@ def test_a_kit_for_somebody_else_or_with_code_is_refused_whoever_signed_it(made,
     assert any("startup/start.sh: not the start script of FLARE" in each for each in found)
     scratch.write_bytes(resigned(made, {**files, "startup/start.sh": b"#"}, nvflare="9.9"))
     assert any("FLARE 9.9, which is not installed here" in note for note in verify_kit(scratch).notes)
-    scratch.write_bytes(resigned(made, {**files, "local/resources.json.default": b'{"class_allow_list": ["*"]}'}))
-    assert any("list of components is not this version's" in note for note in verify_kit(scratch).notes)
+    found = problems(scratch, resigned(made, {**files, "local/resources.json.default": b'{"class_allow_list": ["*"]}'}))
+    assert any("it does not allow the components of fedspleen" in each for each in found)
 
 
 def test_a_manifest_of_another_format_is_told(kit, scratch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 
 import typer
 
@@ -13,6 +12,7 @@ from fl_app.cli.provision import provision
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
 from fl_app.processes import Interrupted, raise_on_signals
+from fl_app.versions import own_version
 
 app = typer.Typer(
     add_completion=False,
@@ -35,7 +35,7 @@ for command in (job.submit, job.status, job.follow, job.abort, job.download):
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(metadata.version("fedspleen"))
+    print(own_version())
 
 
 def main() -> None:

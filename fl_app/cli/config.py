@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from fl_app.cli.console import open_console
+from fl_app.cli.console import print_settings
 from fl_app.config import Job
-from fl_app.config_file import load_job, settings_table
+from fl_app.config_file import load_job
 
 app = typer.Typer(no_args_is_help=True, help="Job files.")
 
@@ -18,13 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Job files.")
 @app.command("show")
 def config_show(file: Annotated[Path | None, typer.Argument(help="A job file; none: the defaults.")] = None) -> None:
     """Print every setting with its value, default, unit and meaning."""
-    job = load_job(file) if file else Job()
-    table = Table(title=str(file) if file else "Defaults", title_justify="left", show_lines=True)
-    for heading in ("setting", "value", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
-    for key, value, default, meaning in settings_table(job):
-        table.add_row(key, value, "" if value == default else default, meaning)
-    open_console().print(table)
+    print_settings(str(file) if file else "Defaults", load_job(file) if file else Job(), Job())
 
 
 @app.command("check")

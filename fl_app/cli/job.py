@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from fl_app.cli.console import open_console
+from fl_app.cli.ending import print_end, result_folder
 from fl_app.config_file import load_job
 from fl_app.errors import FederationError
 from fl_app.processes import Interrupted
@@ -42,7 +42,8 @@ def submit(
     from fl_app.reports.progress import Progress
 
     described = load_job(job)
-    out = out or Path("results") / f"{described.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = result_folder(described, out)
+    jobs.require_new(out)
     with jobs.connect(kit) as admin:
         job_id = jobs.submit(admin, described, sites)
         print(job_id if detach else f"job {job_id} submitted; result folder: {out}", flush=True)
@@ -53,7 +54,8 @@ def submit(
                 # the last rounds may have ended between two looks at the server
                 result = jobs.download(admin, job_id, out)
                 progress.update(result)
-            _print_result(console, result, out)
+            _require_finished(result, out)
+            print_end(console, result, out)
 
 
 def follow(job_id: JobId, kit: AdminKit) -> None:
@@ -79,10 +81,10 @@ def status(
             print(f"connected sites: {', '.join(admin.sites()) or 'none'}")
         states = [admin.state(job_id)] if job_id else admin.jobs()
     table = Table()
-    for heading in ("job", "name", "status", "submitted", "by"):
+    for heading in ("job", "name", "status", "submitted", "by", "why"):
         table.add_column(heading, overflow="fold")
     for state in states:
-        table.add_row(state.job_id, state.name, state.status, state.submitted, state.submitter)
+        table.add_row(state.job_id, state.name, state.status, state.submitted, state.submitter, state.note)
     if states:
         open_console().print(table)
 
@@ -106,7 +108,8 @@ def download(
 
     with jobs.connect(kit) as admin:
         result = jobs.download(admin, job_id, out)
-    _print_result(open_console(), result, out)
+    _require_finished(result, out)
+    print_end(open_console(), result, out)
 
 
 def _follow(admin: Administration, job_id: str, kit: Path, console: Console, progress: Progress) -> str:
@@ -118,15 +121,9 @@ def _follow(admin: Administration, job_id: str, kit: Path, console: Console, pro
     except Interrupted:
         print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
         raise
-    return state.status
+    return f"{state.status}: {state.note}" if state.note else state.status
 
 
-def _print_result(console: Console, result: Result, out: Path) -> None:
-    from fl_app.reports.tables import table_of_tests
-
+def _require_finished(result: Result, out: Path) -> None:
     if result.status != "finished":
         raise FederationError(f"{result.error or 'the job ended early'} (what was reached: {out})")
-    console.print(table_of_tests(result))
-    for caveat in result.caveats:
-        console.print(f"caution: {caveat}", style="bold yellow")
-    console.print(f"{result.seconds:.0f} s; result, model, server log and TensorBoard events are in {out}")

@@ -8,21 +8,26 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="The consortium's server.")
-
-
-@app.callback()
-def _group() -> None:
-    """The consortium's server."""
+Kit = Annotated[Path, typer.Argument(help="The folder of the server's kit.", show_default=False)]
+Workspace = Annotated[Path | None, typer.Option(help="Folder for jobs and logs.", show_default="the kit's folder")]
 
 
 @app.command("start")
-def server_start(
-    kit: Annotated[Path, typer.Argument(help="The folder of the server's kit.", show_default=False)],
-    workspace: Annotated[
-        Path | None, typer.Option(help="Folder for jobs and logs.", show_default="the kit's folder")
-    ] = None,
-) -> None:
+def server_start(kit: Kit, workspace: Workspace = None) -> None:
     """Run the server in the foreground; Ctrl-C or SIGTERM ends it, with its jobs, in an orderly way."""
     from fl_app.deployment.participant import run_server
 
     run_server(kit, workspace, lambda news: print(news, flush=True))
+
+
+@app.command("stop")
+def server_stop(
+    kit: Kit,
+    workspace: Workspace = None,
+    timeout: Annotated[float, typer.Option(min=0, help="How many seconds to wait for its end.")] = 30,
+) -> None:
+    """Ask the running server to store what its jobs have reached and to end, and wait until it has."""
+    from fl_app.deployment.lock import stop
+
+    name, seconds = stop(workspace or kit, "server", timeout)
+    print(f"{name} stopped after {seconds:.1f} s")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fl_app.cli.console import open_console
+from fl_app.cli.ending import print_end, result_folder
 from fl_app.config_file import Key, load_job
 from fl_app.errors import UsageError
+from fl_app.versions import own_version
 
 _QUICK_JOB = Path(__file__).parents[1] / "jobs" / "quick.yaml"
 
@@ -43,7 +43,6 @@ def simulate(
     from fl_app.data.findings import format_findings
     from fl_app.reports.curves import Curves
     from fl_app.reports.progress import Progress
-    from fl_app.reports.tables import table_of_models, table_of_tests
     from fl_app.simulation import Events, Simulation, resume_simulation, run_simulation
 
     overrides: dict[Key, Any] = {}
@@ -56,10 +55,10 @@ def simulate(
             raise UsageError("--resume goes on with that run's own settings - leave the other options out")
         config, out = resume / "job.yaml", resume
     job = load_job(config or _QUICK_JOB, overrides)
-    out = out or Path("results") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = result_folder(job, out)
     simulation = Simulation(job, out, data, sites, split, device)
     console = open_console()
-    console.print(f"fedspleen {metadata.version('fedspleen')}: {job.name}, {job.federation.rounds} rounds")
+    console.print(f"fedspleen {own_version()}: {job.name}, {job.federation.rounds} rounds")
     console.print(f"result folder: {out}")
     progress = Progress(console)
     try:
@@ -75,12 +74,7 @@ def simulate(
         if (out / "logs").exists():
             print(f"what was reached so far is in {out}", file=sys.stderr)
         raise
-    console.print(table_of_tests(result))
-    if compare:
-        console.print(table_of_models(result))
-    for caveat in result.caveats:
-        console.print(f"caution: {caveat}", style="bold yellow")
-    console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
+    print_end(console, result, out, compare)
 
 
 def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:

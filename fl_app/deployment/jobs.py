@@ -80,30 +80,40 @@ def follow(
         else:
             heard = time.monotonic()
         waiting = f"{state.status.lower()}; connected: {', '.join(admin.sites()) or 'no site'}"
+        if state.note:
+            waiting += f" ({state.note})"
         if state.status != "RUNNING" and waiting != told:
             told = waiting
             say(f"job {job_id} is {waiting}")
         time.sleep(_POLL_SECONDS)
 
 
+def require_new(out: Path) -> None:
+    """Raise UsageError if a folder holds a result already."""
+    if (out / "result.json").exists():
+        raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
+
+
 def download(admin: Administration, job_id: str, out: Path) -> Result:
     """Leave the same folder as the simulator does; sites' logs and case scores stay at the sites."""
     from fl_app.reports.curves import Curves
 
-    if (out / "result.json").exists():
-        raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
+    require_new(out)
+    state = admin.state(job_id)
     with TemporaryDirectory(prefix="fedspleen-") as folder:
         located = admin.download(job_id, Path(folder))
         left = _find(located)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "logs").mkdir(exist_ok=True)
         log = left / "log.txt"
+        told = "the server's log says why"
         if log.exists():
+            told = f"see {out / 'logs' / 'server.log'}"
+            (out / "logs").mkdir(parents=True, exist_ok=True)
             shutil.move(log, out / "logs" / "server.log")
         if not (left / "result" / "result.json").exists():
             raise FederationError(
-                f"job {job_id} ended before the server had begun; see {out / 'logs'} and `fedspleen status {job_id}`"
+                f"job {job_id} ended before the server had begun ({state.status}): {state.note or told}"
             )
+        out.mkdir(parents=True, exist_ok=True)
         for item in (left / "result").iterdir():
             shutil.move(item, out / item.name)
     result = read_result(out / "result.json")

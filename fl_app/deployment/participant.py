@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from fl_app.data.cases import find_cases
 from fl_app.data.findings import format_findings
 from fl_app.deployment.connection import Connection, probe
+from fl_app.deployment.console import CONSOLE_LOG, console_log
 from fl_app.deployment.kit import Kit, open_kit
+from fl_app.deployment.lock import sole_runner
 from fl_app.errors import FederationError, UsageError
 from fl_app.processes import Interrupted, running
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, read_site, write_site
@@ -21,6 +24,7 @@ Say = Callable[[str], None]
 _POLL_SECONDS = 0.1
 _START_SECONDS = 60.0  # until a server listens, or a reachable server has registered the site
 _LEAVE_SECONDS = 14.0  # for an orderly end after a signal; what is left then is killed
+_FREE_SECONDS = 3.0  # until the port of a server that was just killed is free
 _ASK_AGAIN_SECONDS = 3.0  # whether the server is there by now
 SITE_FILE = "site.yaml"
 
@@ -42,12 +46,15 @@ def run_server(folder: Path, workspace: Path | None, say: Say) -> None:
     kit = open_kit(folder, "server")
     if kit.warning:
         say(f"caution: {kit.warning}")
-    if workspace:
-        write_folder(workspace, read_kit(folder).files)
     place = (workspace or kit.folder).absolute()
-    place_server_storage(place)
-    _check_port(kit)
-    _run(kit, "server", place, {}, lambda: say(f"server of {kit.report.consortium} ready at {kit.report.server}"), say)
+    place.mkdir(parents=True, exist_ok=True)
+    with sole_runner(place, "server", kit.name):
+        if workspace:
+            write_folder(workspace, read_kit(folder).files)
+        place_server_storage(place)
+        _check_port(kit)
+        news = f"server of {kit.report.consortium} ready at {kit.report.server}"
+        _run(kit, "server", place, {}, lambda: say(news), say)
 
 
 def run_site(folder: Path, settings: SiteSettings, say: Say) -> None:
@@ -64,19 +71,22 @@ def run_site(folder: Path, settings: SiteSettings, say: Say) -> None:
     kit = open_kit(folder, "site")
     if kit.warning:
         say(f"caution: {kit.warning}")
-    dataset = find_cases(settings.data)
-    errors = [problem for problem in dataset.problems if problem.severity == "error"]
-    if errors:
-        say(f"caution: {settings.data}:\n{format_findings(errors)}")
-    say(f"site {kit.name}: {len(dataset.cases)} cases in {settings.data}")
-    _wait_for_server(kit, say)
-    in_use = kit.folder / "site-in-use.yaml"
-    write_site(in_use, settings)
-    environment = {SITE_FILE_VARIABLE: str(in_use)}
-    if settings.threads:
-        environment["OMP_NUM_THREADS"] = str(settings.threads)
-    registered = f"site {kit.name} registered with server {kit.report.server}"
-    _run(kit, "site", kit.folder, environment, lambda: say(registered), say)
+    with sole_runner(kit.folder, "site", kit.name):
+        dataset = find_cases(settings.data)
+        errors = [problem for problem in dataset.problems if problem.severity == "error"]
+        if errors:
+            say(f"caution: {settings.data}:\n{format_findings(errors)}")
+        say(f"site {kit.name}: {len(dataset.cases)} cases in {settings.data}")
+        _wait_for_server(kit, say)
+        in_use = kit.folder / "site-in-use.yaml"
+        # each job's scores have a folder of their own; load_site puts the job's identifier into its name
+        kept = (settings.output or kit.folder / "output") / "{job}"
+        write_site(in_use, settings.model_copy(update={"output": kept}))
+        environment = {SITE_FILE_VARIABLE: str(in_use)}
+        if settings.threads:
+            environment["OMP_NUM_THREADS"] = str(settings.threads)
+        registered = f"site {kit.name} registered with server {kit.report.server}"
+        _run(kit, "site", kit.folder, environment, lambda: say(registered), say)
 
 
 def site_settings(kit: Path, data: Path | None, file: Path | None) -> SiteSettings:
@@ -101,19 +111,27 @@ def site_settings(kit: Path, data: Path | None, file: Path | None) -> SiteSettin
 
 
 def _check_port(kit: Kit) -> None:
+    end = time.monotonic() + _FREE_SECONDS
+    while (problem := _bind(kit)) and problem.errno == errno.EADDRINUSE and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    if isinstance(problem, PermissionError):
+        raise FederationError(f"port {kit.port}: an ordinary user may not open it - choose one above 1023")
+    if problem:
+        raise FederationError(
+            f"port {kit.port} cannot be opened: {problem.strerror} - is a server of yours, or another program, "
+            f"running already? `ss -ltnp 'sport = :{kit.port}'` shows which"
+        )
+
+
+def _bind(kit: Kit) -> OSError | None:
+    """Why the server's port cannot be opened; none if it can."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((kit.host, kit.port))
-        except PermissionError:
-            raise FederationError(
-                f"port {kit.port}: an ordinary user may not open it - choose one above 1023"
-            ) from None
-        except OSError as error:
-            raise FederationError(
-                f"port {kit.port} cannot be opened: {error.strerror} - is a server of yours, or another program, "
-                f"running already? `ss -ltnp 'sport = :{kit.port}'` shows which"
-            ) from None
+        except OSError as problem:
+            return problem
+    return None
 
 
 def _wait_for_server(kit: Kit, say: Say) -> None:
@@ -139,18 +157,23 @@ def _wait_for_server(kit: Kit, say: Say) -> None:
 def _run(
     kit: Kit, kind: str, workspace: Path, environment: Mapping[str, str], ready: Callable[[], None], say: Say
 ) -> None:
-    ready_file, log = workspace / "ready.fl", workspace / "console.log"
-    for path in (ready_file, log):
-        path.unlink(missing_ok=True)
+    ready_file = workspace / "ready.fl"
+    ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "fl_app.deployment.process"]
     command += [kind, str(workspace), kit.name, kit.report.organisation, str(ready_file)]
+    started = False
     try:
-        with running(command, log, {"MALLOC_ARENA_MAX": "4", **environment}) as process:
+        with (
+            console_log(workspace / CONSOLE_LOG) as output,
+            running(command, output, {"MALLOC_ARENA_MAX": "4", **environment}) as process,
+        ):
             try:
-                _wait_until_ready(process, ready_file, kit, kind, workspace)
-                ready()
-                process.wait()
+                started = _wait_until_ready(process, ready_file, kit, kind, workspace)
+                if started:
+                    ready()
+                    process.wait()
             except Interrupted as end:
+                started = True
                 say(f"{end}: {kit.name} takes its leave")
                 process.terminate()
                 _wait(process, _LEAVE_SECONDS)
@@ -158,16 +181,19 @@ def _run(
         ready_file.unlink(missing_ok=True)
     if (workspace / "restart.fl").exists():
         raise FederationError("an administrator asked for a restart: start it again")
+    if not started:
+        raise FederationError(f"{kit.name} could not start: {last_error(workspace)}")
     if process.returncode and process.returncode > 0:
         raise FederationError(f"{kit.name} ended: {last_error(workspace)}")
     say(f"{kit.name} stopped")
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], ready_file: Path, kit: Kit, kind: str, workspace: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready_file: Path, kit: Kit, kind: str, workspace: Path) -> bool:
+    """Whether it got ready before it ended."""
     end = time.monotonic() + _START_SECONDS
     while not ready_file.exists():
         if process.poll() is not None:
-            raise FederationError(f"{kit.name} could not start: {last_error(workspace)}")
+            return False
         if time.monotonic() > end:
             what = "the server did not register this site" if kind == "site" else "the server did not get ready"
             why = (
@@ -178,6 +204,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready_file: Path, kit: K
                 f"{what} within {_START_SECONDS:.0f} s" + (f" - {why}" if kind == "site" else f": see {workspace}")
             )
         time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -189,7 +216,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 def last_error(workspace: Path) -> str:
     """The first error of this start, which the others follow from, and where the rest is."""
-    console = workspace / "console.log"
+    console = workspace / CONSOLE_LOG
     text = console.read_text(errors="replace") if console.exists() else ""
     errors = [line.split(" - ERROR - ", 1)[1] for line in text.splitlines() if " - ERROR - " in line]
     told = errors[0].removeprefix(" - ")[:300] if errors else "FLARE gave no reason"

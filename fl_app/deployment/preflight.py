@@ -19,6 +19,7 @@ from fl_app.deployment.kit import Kit, look_at_kit
 from fl_app.errors import UserError
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
+from fl_app.site_limits import refusals
 from fl_app.versions import incompatibility
 
 _GIB = 2**30
@@ -51,13 +52,13 @@ class Preflight:
         return {"good": self.good, "facts": self.facts, "findings": findings, "unchecked": self.unchecked}
 
 
-def check_client(folder: Path, settings: SiteSettings, job: Job) -> Preflight:
+def check_client(folder: Path, settings: SiteSettings, job: Job | None = None) -> Preflight:
     """Look at a site from all sides; nothing is started or changed.
 
     Args:
         folder: the site's kit.
         settings: the site's settings.
-        job: what the data is checked against.
+        job: what the data and the site's limits are checked against; none: the data against default settings.
 
     Raises:
         UserError: the kit is none, so that there is nothing to check.
@@ -118,7 +119,8 @@ def _check_connection(connection: Connection, found: Preflight) -> None:
         found.facts["clock"] = f"{connection.clock:+.1f} s from the server's"
 
 
-def _check_data(settings: SiteSettings, job: Job, found: Preflight) -> None:
+def _check_data(settings: SiteSettings, described: Job | None, found: Preflight) -> None:
+    job = described or Job()
     try:
         # without a cache: a check writes nothing
         found.findings += check_site(settings.data, job.data, None, settings.cases)
@@ -130,6 +132,9 @@ def _check_data(settings: SiteSettings, job: Job, found: Preflight) -> None:
         return
     counts = ", ".join(f"{len(cases)} {part}" for part, cases in parts.items())
     found.facts["data"] = f"{settings.data}: {counts} cases"
+    remedy = "let the lead change the job, or change the key in site.yaml; as it is, the site takes no part in this job"
+    against = refusals(described, settings, len(parts["training"])) if described else []
+    found.findings += [error("limits", "site.yaml", reason, remedy) for reason in against]
 
 
 def _check_device(settings: SiteSettings, found: Preflight) -> None:
@@ -149,6 +154,15 @@ def _check_device(settings: SiteSettings, found: Preflight) -> None:
         name = f"{torch.cuda.get_device_name(device)} ({total / _GIB:.0f} GiB)"
     threads = settings.threads or len(os.sched_getaffinity(0))
     found.facts["device"] = f"{name}, {memory / _GIB:.1f} GiB free, {threads} processor threads"
+    if settings.memory_budget_gib and settings.memory_budget_gib * _GIB > memory:
+        found.findings.append(
+            warning(
+                "memory-budget",
+                "site.yaml",
+                f"memory_budget_gib is {settings.memory_budget_gib:g}, {memory / _GIB:.1f} GiB are free",
+                "end other programs on this device, or set `memory_budget_gib:` to less",
+            )
+        )
     if memory < _LOW_MEMORY_BYTES:
         found.findings.append(
             warning(

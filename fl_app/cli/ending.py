@@ -1,0 +1,31 @@
+"""Where a run's result goes, and what is printed at its end, wherever it ran."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_app.config import Job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fl_app.result import Result
+
+
+def result_folder(job: Job, out: Path | None) -> Path:
+    """The folder that was asked for, or a new one in ``results``."""
+    return out or Path("results") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def print_end(console: Console, result: Result, out: Path, compared: bool = False) -> None:
+    """Test scores, what is to be kept in mind about them, and where all of it is."""
+    from fl_app.reports.tables import table_of_models, table_of_tests
+
+    console.print(table_of_tests(result))
+    if compared:
+        console.print(table_of_models(result))
+    for caveat in result.caveats:
+        console.print(f"caution: {caveat}", style="bold yellow")
+    console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
