@@ -1,9 +1,8 @@
-"""A site's part in a job: prepare, train, validate, test. Knows nothing of FLARE."""
+"""A site's part in a job: which task is answered by what. Knows nothing of FLARE."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,30 +10,38 @@ from typing import Any
 
 import torch
 
-from clients.state import SiteState
+from clients.local import LocalNetwork
+from clients.personal import make_personal_models
+from clients.search import SiteSearch
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import PolicyError
 from fl_app.messages import (
+    DERIVE,
+    MAIN,
+    PERSONALISE,
     PREPARE,
+    SCORE,
+    SEARCHED,
+    SUPERNET,
     TEST,
     TRAIN,
     VALIDATE,
+    PersonalReport,
     Report,
     SiteReady,
     TestReport,
-    TrainReport,
-    Validation,
     ValidationReport,
 )
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.training.device import choose_device
-from fl_app.training.reporting import test_report, validation_report, write_case_scores
+from fl_app.training.reporting import test_report, write_case_scores
 from fl_app.training.trainer import Trainer
 
 Values = dict[str, torch.Tensor]
+Facts = Mapping[str, Any]
 _logger = logging.getLogger(__name__)
 
 
@@ -52,16 +59,18 @@ class SiteWork:
         self._job = job
         self._site = site
         self._settings = settings
-        self._state = SiteState(state)
-        self._tasks: dict[str, Callable[[Values, Mapping[str, Any]], tuple[Values, Report]]] = {
+        self._state = state
+        self._tasks: dict[str, Callable[[Values, Facts], tuple[Values, Report]]] = {
             PREPARE: self._prepare,
             TRAIN: self._train,
             VALIDATE: self._validate,
             TEST: self._test,
+            SCORE: lambda values, facts: ({}, self._search().score(values, facts)),
+            DERIVE: lambda values, facts: ({}, self._search().derive(values, facts)),
+            PERSONALISE: self._personalise,
         }
-        self._scored: Validation | None = None  # of the network as it stands
 
-    def do(self, task: str, values: Values, facts: Mapping[str, Any]) -> tuple[Values, Report]:
+    def do(self, task: str, values: Values, facts: Facts) -> tuple[Values, Report]:
         """Do one task: tensors and plain facts in, tensors and a report out.
 
         Raises:
@@ -69,74 +78,83 @@ class SiteWork:
         """
         return self._tasks[task](values, facts)
 
-    def _prepare(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, SiteReady]:
+    def _prepare(self, values: Values, facts: Facts) -> tuple[Values, SiteReady]:
         started = time.monotonic()
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
-        device = choose_device(self._settings.device)
+        self._device = choose_device(self._settings.device)
         self._data = load_site_data(
             self._settings.data, self._job.data, self._job.seed, self._settings.cache, self._settings.cases
         )
         forbidden = refusals(self._job, self._settings, len(self._data.training))
         if forbidden:
             raise PolicyError("; ".join(forbidden))
-        self._trainer = Trainer(self._job, self._data.training, device, self._site)
-        restored = self._state.restore(self._trainer, int(facts.get("round", 0)))
+        self._rounds: Mapping[str, int] = facts.get("rounds", {})
+        self._networks: dict[str, LocalNetwork] = {}
+        self._found: SiteSearch | None = None
+        trainer = Trainer(self._job, self._data.training, self._device, self._site)
+        search = self._search().ready(trainer) if self._job.search.wanted else None
+        restored = None
+        if search is None or search.main_fits:
+            self._networks[MAIN] = self._local(MAIN, trainer, self._job.federation.rounds)
+            restored = self._networks[MAIN].restore(self._rounds.get(MAIN, 0))
         return {}, SiteReady(
             training_cases=len(self._data.training),
             validation_cases=len(self._data.validation),
             test_cases=len(self._data.test),
             warnings=len(self._data.warnings),
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            precision=self._trainer.precision.name,
+            device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu",
+            precision=trainer.precision.name,
             versions=software_versions(),
             restored=restored,
+            search=search,
             seconds=time.monotonic() - started,
         )
 
-    def _train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
-        number = int(facts["round"])
-        self._load(values)
-        received = self._score()
-        steps = self._job.training.steps_per_round
-        trained = self._trainer.train(number, steps, self._job.federation.rounds)
-        if steps:
-            self._scored = None
-        self._state.keep(self._trainer, number, int(facts["best_round"]))
-        now = self._trainer.shared_values()
-        _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
-        report = TrainReport(
-            round=number,
-            loss=None if math.isnan(trained.loss) else trained.loss,
-            steps=trained.steps,
-            training_cases=len(self._data.training),
-            training_seconds=trained.seconds,
-            received=received,
-        )
-        return {name: now[name] - values[name] for name in now}, report
+    def _train(self, values: Values, facts: Facts) -> tuple[Values, Report]:
+        if facts["network"] == SUPERNET:
+            return self._search().train(values, facts)
+        return self._network(facts).train(values, facts)
 
-    def _validate(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, ValidationReport]:
-        self._load(values)
-        return {}, ValidationReport(received=self._score())
+    def _validate(self, values: Values, facts: Facts) -> tuple[Values, ValidationReport]:
+        network = self._network(facts)
+        network.load(values)
+        return {}, ValidationReport(received=network.score())
 
-    def _test(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TestReport]:
+    def _test(self, values: Values, facts: Facts) -> tuple[Values, TestReport]:
         started = time.monotonic()
-        self._load(self._state.local_values(int(facts["round"])) | values)
-        scores = self._trainer.score(self._data.test, native=True)
+        network = self._network(facts)
+        network.load(values, after=int(facts["round"]))
+        scores = network.trainer.score(self._data.test, native=True)
         if self._settings.output:
             write_case_scores(self._settings.output / "test_cases.csv", scores)
         _logger.info(f"test of the model after round {facts['round']}: {scores}")
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 
-    def _load(self, values: Values) -> None:
-        if not self._trainer.holds(values):
-            self._trainer.load(values)
-            self._scored = None
+    def _personalise(self, values: Values, facts: Facts) -> tuple[Values, PersonalReport]:
+        return {}, make_personal_models(self._job, self._site, self._settings, self._data, self._networks, values, facts)
 
-    def _score(self) -> Validation:
-        """Score the network on the validation cases; what has not changed is not scored again."""
-        started = time.monotonic()
-        if self._scored is None:
-            scores = self._trainer.score(self._data.validation)
-            self._scored = validation_report(scores, tuple(self._job.data.labels), 0.0)
-        return self._scored.model_copy(update={"seconds": time.monotonic() - started})
+    def _network(self, facts: Facts) -> LocalNetwork:
+        """The network that a task is about; one that was searched is built when it is first named."""
+        name = str(facts["network"])
+        if name == SEARCHED and name not in self._networks:
+            trainer = self._search().trainer(str(facts["architecture"]), facts["own"])
+            self._networks[name] = self._local(name, trainer, self._job.search.rounds)
+            self._networks[name].restore(self._rounds.get(name, 0))
+        return self._networks[name]
+
+    def _local(self, name: str, trainer: Trainer, rounds: int) -> LocalNetwork:
+        ditto = None
+        if name == MAIN and self._job.personal.ditto:
+            ditto = Trainer(self._job, self._data.training, self._device, f"{self._site} ditto")
+            ditto.exchanged = ()  # all of it stays here
+        state = self._state / name if self._state else None
+        return LocalNetwork(self._job, trainer, self._data, rounds, state, ditto)
+
+    def _search(self) -> SiteSearch:
+        if self._found is None:
+            state = self._state / SUPERNET if self._state else None
+            self._found = SiteSearch(
+                self._job, self._site, self._settings, self._data, self._device, state, self._rounds.get(SUPERNET, 0)
+            )
+        return self._found

@@ -33,14 +33,16 @@ def personalise(
         reports[site] = told
         return None
 
-    payloads = {site: Payload({}, {"rounds": {}}) for site in sites.names}
+    consensus = record.result.search.consensus if record.result.search else None
+    rounds: dict[str, dict[str, int]] = {site: {} for site in sites.names}
+    payloads = {site: Payload({}, {"rounds": rounds[site], "consensus": consensus}) for site in sites.names}
     for network, training, folder in ((MAIN, main, models), (SEARCHED, searched, models / "searched")):
         if training is None or training.standing.best is None:
             continue
         best, info = load_model(folder / "best.safetensors")
         for site, held in training.plan.held.items():
             payloads[site].values.update({f"{network}/{name}": best[name] for name in held})
-            payloads[site].facts["rounds"][network] = info.round
+            rounds[site][network] = info.round
     exchange = sites.ask(PERSONALISE, payloads, answer)
     record.result.personal = Personal(
         sites={site: _site(report) for site, report in sorted(reports.items())}, left_out=dict(exchange.left_out)

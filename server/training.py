@@ -54,6 +54,7 @@ class Plan:
         steps: of each site in a round, at most.
         held: for each site that takes part the names of the values that travel.
         own: for each site the names of values that it holds alone; they travel once, in the first round.
+        architectures: for each site its network of the search space, as JSON; none: the network has no variants.
         partial: whether an update may leave out values that the site did not train (supernet).
     """
 
@@ -61,6 +62,7 @@ class Plan:
     steps: int
     held: Mapping[str, Names]
     own: Mapping[str, Names] = field(default_factory=dict)
+    architectures: Mapping[str, str] = field(default_factory=dict)
     partial: bool = False
 
 
@@ -161,16 +163,20 @@ class Training:
 
     def _payloads(self, number: int, first: bool = False) -> dict[str, Payload]:
         """What each site gets; sites that hold the same share one object."""
-        made: dict[tuple[Names, Names], Payload] = {}
+        made: dict[tuple[Names, Names, str], Payload] = {}
+        together: dict[str, Payload] = {}
         best = (self.standing.best or (0, 0.0))[0]
         for site, held in self.plan.held.items():
-            own = self.plan.own.get(site, ())
-            if (held, own) not in made:
+            own, architecture = self.plan.own.get(site, ()), self.plan.architectures.get(site, "")
+            key = held, own, architecture
+            if key not in made:
                 names = (*held, *own) if first else held
                 # the best round so far: a site keeps what never leaves it as it was then
-                facts = {"network": self.plan.network, "round": number, "best_round": best, "own": list(own)}
-                made[held, own] = Payload({name: self.standing.values[name] for name in names}, facts)
-        return {site: made[held, self.plan.own.get(site, ())] for site, held in self.plan.held.items()}
+                facts = {"network": self.plan.network, "round": number, "best_round": best}
+                facts |= {"own": list(own), "architecture": architecture}
+                made[key] = Payload({name: self.standing.values[name] for name in names}, facts)
+            together[site] = made[key]
+        return together
 
     def _expected(self, site: str, report: TrainReport) -> Names:
         """The names of the values that an update must hold."""

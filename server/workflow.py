@@ -105,8 +105,9 @@ class Workflow:
             result.search.seconds = round(time.monotonic() - started, 3)
         standing = self._progress.standing(SEARCHED, supernet)
         log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
-        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay)
-        texts = tuple(dict.fromkeys([result.search.consensus or "", *self._progress.search.derived.values()]))
+        derived = self._progress.search.derived
+        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, derived)
+        texts = tuple(dict.fromkeys([result.search.consensus or "", *derived.values()]))
         return self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
 
     def _train(

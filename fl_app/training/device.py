@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import psutil
 import torch
 
 from fl_app.errors import ConfigError
@@ -24,3 +25,10 @@ def choose_device(wanted: str) -> torch.device:
         found = torch.cuda.device_count()
         raise ConfigError(f"device: {wanted!r} - this machine has {found} usable GPU(s); use cpu or auto")
     return torch.device(wanted)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that a process could still take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,105 @@
+"""One network at a site: take what the server sends, train a round, send back what has changed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.state import SiteState
+from fl_app.config import Job
+from fl_app.data.site_data import SiteData
+from fl_app.messages import TrainReport, Validation
+from fl_app.training.reporting import validation_report
+from fl_app.training.trainer import Trainer
+
+Values = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+
+
+class LocalNetwork:
+    """Trains a network between exchanges.
+
+    Args:
+        job: the job.
+        trainer: with the network; what it exchanges is what travels.
+        data: the site's cases.
+        rounds: of the whole training.
+        state: folder for what a restart needs; none: nothing is kept.
+        ditto: trains the site's own model beside the federated one (Ditto); none: there is no such model.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        trainer: Trainer,
+        data: SiteData,
+        rounds: int,
+        state: Path | None,
+        ditto: Trainer | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.ditto = ditto
+        self._job = job
+        self._data = data
+        self._rounds = rounds
+        self._state = SiteState(state)
+        self._ditto_state = SiteState(state / "ditto" if state else None)
+        self._scored: Validation | None = None  # of the network as it stands
+
+    def restore(self, number: int) -> bool | None:
+        """Go back to where the site was after a round; whether it could, none if there is nothing to go back to."""
+        restored = [self._state.restore(self.trainer, number)]
+        if self.ditto:
+            restored.append(self._ditto_state.restore(self.ditto, number))
+        return None if None in restored else all(restored)
+
+    def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
+        """One round; the differences of the values that travel, and a report."""
+        number, best, steps = int(facts["round"]), int(facts["best_round"]), self._job.training.steps_per_round
+        self.load(values)
+        received = self.score()
+        trained = self.trainer.train(number, steps, self._rounds)
+        if steps:
+            self._scored = None
+        self._state.keep(self.trainer, number, best)
+        if self.ditto:
+            pull = (self._job.personal.ditto, values)
+            self.ditto.train(number, steps, self._rounds, pull)
+            self._ditto_state.keep(self.ditto, number, best)
+        now = self.trainer.shared_values()
+        _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
+        report = TrainReport(
+            round=number,
+            loss=None if math.isnan(trained.loss) else trained.loss,
+            steps=trained.steps,
+            training_cases=len(self._data.training),
+            training_seconds=trained.seconds,
+            received=received,
+        )
+        return {name: now[name] - values[name] for name in now}, report
+
+    def restore_ditto(self, number: int) -> None:
+        """Put the site's own model back to where it was after a round."""
+        if self.ditto:
+            self.ditto.load(self._ditto_state.local_values(number))
+
+    def load(self, values: Values, after: int | None = None) -> None:
+        """Put the server's values into the network, and the site's own as they were after a round."""
+        own = {} if after is None else self._state.local_values(after)
+        if not self.trainer.holds(own | values):
+            self.trainer.load(own | values)
+            self._scored = None
+
+    def score(self) -> Validation:
+        """Score the network on the validation cases; what has not changed is not scored again."""
+        started = time.monotonic()
+        if self._scored is None:
+            scores = self.trainer.score(self._data.validation)
+            self._scored = validation_report(scores, tuple(self._job.data.labels), 0.0)
+        return self._scored.model_copy(update={"seconds": time.monotonic() - started})

@@ -1,0 +1,168 @@
+"""The models that a site could keep, and the one that it keeps: the best on its own validation cases.
+
+A network never does harm here: the federated model as it is takes part in the comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clients.local import LocalNetwork
+from fl_app.config import Job
+from fl_app.data.site_data import SiteData
+from fl_app.messages import MAIN, SEARCHED, PersonalModel, PersonalReport, Validation
+from fl_app.model_file import ModelInfo, save_model
+from fl_app.networks.space.architecture import Architecture, read_architecture
+from fl_app.networks.space.supernet import DiscreteNetwork
+from fl_app.result import software_versions
+from fl_app.site import SiteSettings
+from fl_app.training.cost import training_memory
+from fl_app.training.reporting import test_report, validation_report, write_case_scores
+from fl_app.training.trainer import Trainer
+
+Values = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+_NAMES = {MAIN: "federated", SEARCHED: "searched"}
+
+
+class _Candidates:
+    """Scores models on the site's cases, and remembers the best one's weights."""
+
+    def __init__(self, job: Job, settings: SiteSettings, data: SiteData) -> None:
+        self.models: dict[str, PersonalModel] = {}
+        self.best: tuple[float, str, Values, str] | None = None
+        self._job = job
+        self._settings = settings
+        self._data = data
+        self._memory: dict[int, int] = {}
+
+    def add(self, name: str, trainer: Trainer, validation: Validation, steps: int, architecture: str) -> None:
+        """Score a trainer's network as it stands."""
+        started = time.monotonic()
+        organs = tuple(self._job.data.labels)
+        scores = trainer.score(self._data.test, native=True)
+        if self._settings.output:
+            write_case_scores(self._settings.output / f"test_cases_{name.replace(' ', '_')}.csv", scores)
+        self.models[name] = PersonalModel(
+            validation=validation,
+            test=test_report(scores, organs, time.monotonic() - started),
+            parameters=sum(value.numel() for value in trainer.network.parameters()),
+            memory_bytes=self._measure(trainer),
+            steps=steps,
+        )
+        value = validation.metrics[self._job.federation.best_metric]
+        _logger.info(f"personal model {name}: validation {value}")
+        # the first one wins a tie: simpler models come first
+        if self.best is None or (value is not None and value > self.best[0]):
+            self.best = (-1.0 if value is None else value, name, trainer.all_values(), architecture)
+
+    def _measure(self, trainer: Trainer) -> int:
+        if id(trainer) not in self._memory:
+            settings = self._job.training
+            memory = training_memory(
+                trainer.network,
+                self._job.data.patch_voxels,
+                settings.batch_size,
+                trainer.device,
+                trainer.precision.name,
+                settings,
+            )
+            self._memory[id(trainer)] = memory.total
+        return self._memory[id(trainer)]
+
+
+def make_personal_models(
+    job: Job,
+    site: str,
+    settings: SiteSettings,
+    data: SiteData,
+    networks: Mapping[str, LocalNetwork],
+    values: Values,
+    facts: Mapping[str, Any],
+) -> PersonalReport:
+    """Score the federated models, fine-tune them, and keep the best; it is written to the site's own output folder.
+
+    Args:
+        job: the job.
+        site: the site's name.
+        settings: the site's.
+        data: the site's cases.
+        networks: what the site has trained in the federation.
+        values: of the best federated models, each name preceded by the network's and a slash.
+        facts: the rounds that these models are from, and the network for all that a search has found.
+    """
+    started = time.monotonic()
+    found = _Candidates(job, settings, data)
+    for network in (MAIN, SEARCHED):
+        if network not in facts["rounds"] or network not in networks:
+            continue
+        local, number = networks[network], int(facts["rounds"][network])
+        prefix = f"{network}/"
+        shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        local.load(shared, after=number)
+        architecture = getattr(local.trainer.network, "architecture", None)
+        text = architecture.to_json() if isinstance(architecture, Architecture) else ""
+        if architecture and facts.get("consensus") not in (None, text):
+            _add_consensus(job, site, data, found, local.trainer, str(facts["consensus"]))
+        found.add(_NAMES[network], local.trainer, local.score(), 0, text)
+        if job.personal.fine_tuning_steps:
+            validation = _fine_tune(job, data, local)
+            found.add(f"{_NAMES[network]} tuned", local.trainer, validation, job.personal.fine_tuning_steps, text)
+        if local.ditto:
+            steps = job.training.steps_per_round * job.federation.rounds
+            local.restore_ditto(number)
+            found.add("ditto", local.ditto, _validate(job, data, local.ditto), steps, text)
+    assert found.best is not None  # the server asks only for models that there are
+    _, chosen, weights, text = found.best
+    if settings.output:
+        metric = (job.federation.best_metric, found.best[0])
+        info = ModelInfo(job, int(facts["rounds"].get(MAIN, 0)), metric, software_versions(), (text,) if text else ())
+        save_model(settings.output / "model.safetensors", weights, info)
+    return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
+
+
+def _add_consensus(
+    job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str
+) -> None:
+    """The network for all, with the weights that the site's larger network trained along."""
+    space = job.search.space
+    network = DiscreteNetwork(space, read_architecture(consensus, space), len(job.data.labels))
+    trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
+    held = larger.all_values()
+    trainer.load({name: held[name] for name in trainer.all_values()})
+    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus)
+
+
+def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
+    """Train on, validate in between, and leave the best in the trainer, be it the model as it came."""
+    metric, settings = job.federation.best_metric, job.personal
+    best, best_values = local.score(), local.trainer.all_values()
+    rate = job.training.learning_rate * settings.fine_tuning_rate
+    training = job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
+    federation = job.federation.model_copy(update={"algorithm": "fedavg"})
+    trainer = Trainer(
+        job.model_copy(update={"training": training, "federation": federation}),
+        data.training,
+        local.trainer.device,
+        f"{local.trainer.stream} tuned",
+        local.trainer.network,
+    )
+    checks = min(settings.fine_tuning_checks, settings.fine_tuning_steps)
+    for check in range(1, checks + 1):
+        trainer.train(check, settings.fine_tuning_steps // checks, checks)
+        validation = _validate(job, data, trainer)
+        if (validation.metrics[metric] or 0.0) > (best.metrics[metric] or 0.0):
+            best, best_values = validation, trainer.all_values()
+    local.trainer.load(best_values)
+    return best
+
+
+def _validate(job: Job, data: SiteData, trainer: Trainer) -> Validation:
+    started = time.monotonic()
+    scores = trainer.score(data.validation)
+    return validation_report(scores, tuple(job.data.labels), time.monotonic() - started)

@@ -1,0 +1,201 @@
+"""A site's part in an architecture search: train paths of the supernet, score networks, choose its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.state import SiteState
+from fl_app.config import Job
+from fl_app.data.site_data import SiteData
+from fl_app.errors import BudgetError
+from fl_app.messages import DeriveReport, ScoreReport, SearchReady, TrainReport
+from fl_app.networks.space.architecture import Architecture, read_architecture
+from fl_app.networks.space.memory import MemoryModel
+from fl_app.networks.space.sampling import NetworkSampler
+from fl_app.networks.space.supernet import DiscreteNetwork, weight_names
+from fl_app.search.memory import calibrate
+from fl_app.search.sampling import SupernetTrainer
+from fl_app.site import SiteSettings
+from fl_app.training.cost import training_memory
+from fl_app.training.device import free_memory
+from fl_app.training.randomness import start_stream
+from fl_app.training.trainer import Trainer
+
+Values = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+_GIB = 2**30
+_PATCHES = 16  # of validation cases, that networks are compared on
+_DRAWS = 20
+
+
+class SiteSearch:
+    """Everything that a site does before it has a network of its own.
+
+    Args:
+        job: the job.
+        site: the site's name.
+        settings: the site's.
+        data: the site's cases.
+        device: where to compute.
+        state: folder for what a restart needs; none: nothing is kept.
+        round_number: the supernet's last finished round.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        site: str,
+        settings: SiteSettings,
+        data: SiteData,
+        device: torch.device,
+        state: Path | None,
+        round_number: int,
+    ) -> None:
+        self._job = job
+        self._space = job.search.space
+        self._site = site
+        self._data = data
+        self._device = device
+        wanted = settings.memory_budget_gib
+        self._budget = int(wanted * _GIB) if wanted else free_memory(device)
+        self._trainer = SupernetTrainer(job, self._space, data.training, device, f"{site} supernet")
+        self._state = SiteState(state)
+        self._state.restore(self._trainer, round_number)
+        # what the best network is chosen on
+        self._patches = self._trainer.validation_patches(data.validation or data.training, _PATCHES)
+
+    def ready(self, main: Trainer) -> SearchReady:
+        """What fits the site's memory, from a few networks that are tried.
+
+        Raises:
+            BudgetError: not even the smallest network of the space fits.
+        """
+        self._memory: MemoryModel = calibrate(self._job, self._space, self._device, main.precision.name)
+        smallest = self._sampler().smallest
+        if self._memory.total(smallest) > self._budget:
+            raise BudgetError(
+                "memory_budget_gib: no network of the job's search.space fits in it - raise it, or ask for a job with "
+                "smaller search.space.channels, data.patch_voxels or training.batch_size",
+                math.ceil(self._memory.total(smallest)),
+            )
+        settings = self._job.training
+        taken = training_memory(
+            main.network, self._job.data.patch_voxels, settings.batch_size, self._device, main.precision.name, settings
+        )
+        _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {taken.total}")
+        return SearchReady(
+            budget_bytes=self._budget,
+            main_bytes=taken.total,
+            scale=self._memory.scale,
+            offset=self._memory.offset,
+            value_bytes=2 if self._memory.value_bytes == 2 else 4,
+            weight_copies=self._memory.weight_copies,
+        )
+
+    def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
+        """Train some paths within the budget; the differences of what was trained."""
+        settings = self._job.search
+        number = int(facts["round"])
+        self._trainer.load(values)
+        paths = self._paths(number)
+        done = self._trainer.train_paths(number, settings.supernet_steps, settings.supernet_rounds, paths)
+        self._state.keep(self._trainer, number, 0)
+        _logger.info(f"supernet, round {number}: {len(paths)} paths, loss {done.loss}")
+        report = TrainReport(
+            round=number,
+            loss=None if math.isnan(done.loss) else done.loss,
+            steps=done.steps,
+            training_cases=len(self._data.training),
+            training_seconds=done.seconds,
+            received=None,
+            touched={name: count for name, count in done.touched.items() if name in values},
+        )
+        now = self._trainer.shared_values()
+        return {name: now[name] - values[name] for name in report.touched or ()}, report
+
+    def score(self, values: Values, facts: Mapping[str, Any]) -> ScoreReport:
+        """The loss of networks on the site's validation patches, with the supernet's weights."""
+        started = time.monotonic()
+        self._trainer.load(values)
+        networks = [read_architecture(text, self._space) for text in facts["architectures"]]
+        losses = tuple(self._loss(network) for network in networks)
+        return ScoreReport(losses=losses, cases=len(self._data.validation), seconds=time.monotonic() - started)
+
+    def derive(self, values: Values, facts: Mapping[str, Any]) -> DeriveReport:
+        """The site's own network: the consensus, extended as far as its budget and its validation patches like it."""
+        started = time.monotonic()
+        self._trainer.load(values)
+        consensus = read_architecture(str(facts["consensus"]), self._space)
+        network = self._chosen(consensus)
+        module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
+        settings = self._job.training
+        precision = self._trainer.precision.name
+        measured = training_memory(
+            module.to(self._device),
+            self._job.data.patch_voxels,
+            settings.batch_size,
+            self._device,
+            precision,
+            settings,
+        )
+        return DeriveReport(
+            architecture=network.to_json(),
+            parameters=sum(value.numel() for value in module.parameters()),
+            predicted_bytes=round(self._memory.total(network)),
+            measured_bytes=measured.total,
+            seconds=time.monotonic() - started,
+        )
+
+    def trainer(self, architecture: str, own: Sequence[str]) -> Trainer:
+        """A trainer of the site's own network; what no other site holds stays here."""
+        network = DiscreteNetwork(
+            self._space, read_architecture(architecture, self._space), len(self._job.data.labels), self._job.seed
+        )
+        trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
+        trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
+        return trainer
+
+    def _chosen(self, consensus: Architecture) -> Architecture:
+        settings = self._job.search
+        if settings.mode == "consensus":
+            return consensus
+        chance = start_stream(self._job.seed, self._site, "own network")
+        sampler = self._sampler(None if settings.mode == "free" else consensus)
+        if settings.strategy == "random":
+            return sampler.draw(chance)
+        candidates = {sampler.draw(chance) for _ in range(settings.candidates * max(1, settings.generations))}
+        if settings.mode == "nested":
+            candidates.add(consensus)
+        return min(candidates, key=lambda network: (self._loss(network), network.to_json()))
+
+    def _sampler(self, must_contain: Architecture | None = None) -> NetworkSampler:
+        least = self._job.search.least_share * self._budget
+        return NetworkSampler(self._memory, self._budget, must_contain, least)
+
+    def _paths(self, number: int) -> list[Architecture]:
+        """The largest network, the smallest, then random ones, as long as they hold no more than the upload share."""
+        settings = self._job.search
+        chance: np.random.Generator = start_stream(self._job.seed, self._site, f"paths of round {number}")
+        sampler = self._sampler()
+        most = settings.upload_share * sum(value.numel() for value in self._trainer.values.values())
+        paths: list[Architecture] = []
+        held: set[str] = set()
+        for candidate in sampler.sandwich(settings.paths_per_round * _DRAWS, chance):
+            names = held | set(weight_names(self._space, candidate))
+            if not paths or sum(self._trainer.values[name].numel() for name in names) <= most:
+                paths.append(candidate)
+                held = names
+            if len(paths) == settings.paths_per_round:
+                break
+        return paths
+
+    def _loss(self, network: Architecture) -> float:
+        return self._trainer.patch_loss(network, self._patches)
