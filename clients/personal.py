@@ -126,9 +126,7 @@ def make_personal_models(
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 
 
-def _add_consensus(
-    job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str
-) -> None:
+def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
     space = job.search.space
     network = DiscreteNetwork(space, read_architecture(consensus, space), len(job.data.labels))

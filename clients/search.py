@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class SiteSearch:
             BudgetError: not even the smallest network of the space fits.
         """
         self._memory: MemoryModel = calibrate(self._job, self._space, self._device, main.precision.name)
-        smallest = self._sampler().smallest
+        smallest = self._any.smallest
         if self._memory.total(smallest) > self._budget:
             raise BudgetError(
                 "memory_budget_gib: no network of the job's search.space fits in it - raise it, or ask for a job with "
@@ -176,19 +177,26 @@ class SiteSearch:
             candidates.add(consensus)
         return min(candidates, key=lambda network: (self._loss(network), network.to_json()))
 
+    @cached_property
+    def _any(self) -> NetworkSampler:
+        """Draws from all networks within the budget."""
+        return self._sampler()
+
     def _sampler(self, must_contain: Architecture | None = None) -> NetworkSampler:
         least = self._job.search.least_share * self._budget
         return NetworkSampler(self._memory, self._budget, must_contain, least)
 
     def _paths(self, number: int) -> list[Architecture]:
-        """The largest network, the smallest, then random ones, as long as they hold no more than the upload share."""
+        """Networks of all sizes, as long as they hold no more of the supernet than the upload share."""
         settings = self._job.search
         chance: np.random.Generator = start_stream(self._job.seed, self._site, f"paths of round {number}")
-        sampler = self._sampler()
+        sampler = self._any
         most = settings.upload_share * sum(value.numel() for value in self._trainer.values.values())
         paths: list[Architecture] = []
         held: set[str] = set()
-        for candidate in sampler.sandwich(settings.paths_per_round * _DRAWS, chance):
+        for draw in range(settings.paths_per_round * _DRAWS):
+            # the largest and the smallest in turn, then random ones (Yu and Huang, ICCV 2019)
+            candidate = (sampler.largest, sampler.smallest)[number % 2] if draw == 0 else sampler.draw(chance)
             names = held | set(weight_names(self._space, candidate))
             if not paths or sum(self._trainer.values[name].numel() for name in names) <= most:
                 paths.append(candidate)

@@ -132,7 +132,9 @@ class SiteWork:
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 
     def _personalise(self, values: Values, facts: Facts) -> tuple[Values, PersonalReport]:
-        return {}, make_personal_models(self._job, self._site, self._settings, self._data, self._networks, values, facts)
+        return {}, make_personal_models(
+            self._job, self._site, self._settings, self._data, self._networks, values, facts
+        )
 
     def _network(self, facts: Facts) -> LocalNetwork:
         """The network that a task is about; one that was searched is built when it is first named."""

@@ -5,6 +5,7 @@ For benchmarks and fast tests. The sites take their turns, so it is no faster th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from fl_app.site import SiteSettings
 from server.channel import Answer, Channel, Payload
 from server.exchange import Exchange
 from server.workflow import Workflow
+
+_logger = logging.getLogger(__name__)
 
 
 class Rehearsal:
@@ -40,6 +43,7 @@ class Rehearsal:
             try:
                 values, report = self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
             except Exception as error:  # noqa: BLE001 - as a site's executor does
+                _logger.warning(f"{task} failed at {site}", exc_info=True)
                 exchange.receive(site, partial(str, classify(error).sentence))
                 continue
             exchange.receive(site, partial(answer, site, _copies(values), report.model_dump()))

@@ -64,7 +64,7 @@ class Record:
 
     def site_ready(self, site: str, ready: SiteReady) -> None:
         """A site has checked and prepared its data."""
-        facts = ready.model_dump(exclude={"warnings", "seconds", "restored"})
+        facts = ready.model_dump(exclude={"warnings", "seconds", "restored", "search"})
         if ready.restored is False:
             self.result.restarts[-1].lost_state.append(site)
         self.result.sites[site] = Site(

@@ -211,8 +211,4 @@ class Training:
     def _save(self, name: str, number: int, metric: tuple[str, float] | None) -> None:
         if self.models:
             info = ModelInfo(self._job, number, metric, software_versions(), self._architectures)
-            # of a search: only what the networks that were found hold
-            held = {*self._travels, *(own for names in self.plan.own.values() for own in names)}
-            values = self.standing.values
-            kept = {each: values[each] for each in sorted(held)} if self._architectures else values
-            save_model(self.models / f"{name}.safetensors", kept, info)
+            save_model(self.models / f"{name}.safetensors", self.standing.values, info)

@@ -103,7 +103,8 @@ class Workflow:
             result.search.sites[site].own_values = sum(supernet[name].numel() for name in names)
         if not result.search.seconds:
             result.search.seconds = round(time.monotonic() - started, 3)
-        standing = self._progress.standing(SEARCHED, supernet)
+        held = {name for each in (travel, stay) for names in each.values() for name in names}
+        standing = self._progress.standing(SEARCHED, {name: supernet[name].clone() for name in sorted(held)})
         log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
         derived = self._progress.search.derived
         plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, derived)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,8 @@ from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
 from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
 from fl_app.training.randomness import make_deterministic, start_stream
+
+Pairs = list[tuple[nn.Parameter, torch.Tensor]]  # each parameter, and the value that it is pulled to
 
 # measured: MONAI's U-Net is faster in this layout, other networks are slower (see docs/architecture.md)
 _CHANNELS_LAST = {"unet"}
@@ -130,24 +133,12 @@ class Trainer:
         started = time.monotonic()
         if steps and not self._sampler.cases:
             raise DataError("there are no training cases")
-        settings = self.job.training
         chance = start_stream(self.job.seed, self.stream, round_number)
         strength, reference = self._pull(pull)
         total = torch.zeros((), device=self.device)
         self.network.train()
         for step in range(steps):
-            rate = learning_rate(settings, ((round_number - 1) * steps + step) / (rounds * steps))
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            images, labels = self._sampler.draw(settings.batch_size, chance)
-            images, labels = images.to(self.device), labels.to(self.device)
-            with self.precision.autocast():
-                logits = self.network(images)
-            loss = self._loss(logits.float(), labels)
-            total += loss.detach()
-            self.precision.step(
-                loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
-            )
+            total += self._step(((round_number - 1) * steps + step) / (rounds * steps), chance, strength, reference)
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
             raise TrainingError(
@@ -161,9 +152,23 @@ class Trainer:
         scorer = score_native if native else score_prepared
         return scorer(self.network, cases, self.job, self.precision)
 
-    def _pull(
-        self, pull: tuple[float, Mapping[str, torch.Tensor]] | None
-    ) -> tuple[float, list[tuple[nn.Parameter, torch.Tensor]]]:
+    def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:
+        """One optimiser step when ``progress`` (0 to 1) of the training is done; the loss."""
+        settings = self.job.training
+        rate = learning_rate(settings, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self._sampler.draw(settings.batch_size, chance)
+        images, labels = images.to(self.device), labels.to(self.device)
+        with self.precision.autocast():
+            logits = self.network(images)
+        loss: torch.Tensor = self._loss(logits.float(), labels)
+        self.precision.step(
+            loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
+        )
+        return loss.detach()
+
+    def _pull(self, pull: tuple[float, Mapping[str, torch.Tensor]] | None) -> tuple[float, Pairs]:
         """Strength, and each parameter with the value that it is pulled to."""
         if pull:
             strength, values = pull
@@ -174,7 +179,7 @@ class Trainer:
         return self.job.federation.proximal_mu, [(own, own.detach().clone()) for own in self.network.parameters()]
 
 
-def _distance(strength: float, pairs: list[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor | float:
+def _distance(strength: float, pairs: Pairs) -> torch.Tensor | float:
     """Mu / 2 * |w - w_0|^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
     if not pairs:
         return 0.0
