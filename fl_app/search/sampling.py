@@ -136,7 +136,7 @@ class SupernetTrainer(Trainer):
         for images, labels in patches:
             with self.precision.autocast():
                 logits = self.network(images.to(self.device))
-            total += float(self._loss(logits.float(), labels.to(self.device)))
+            total += float(self._loss(logits, labels.to(self.device)))
         return total / len(patches)
 
     def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:

@@ -170,7 +170,7 @@ class _Rehearsal:
     def step(self) -> None:
         with self._precision.autocast():
             logits = self.network(self.images)
-        self._precision.step(self._loss(logits.float(), self._labels), self.network, self.optimizer, self._clip)
+        self._precision.step(self._loss(logits, self._labels), self.network, self.optimizer, self._clip)
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 import torch
-from monai.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss
+from monai.losses.dice import DiceFocalLoss, DiceLoss
 from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from fl_app.config import TrainingSettings
+from fl_app.training.dice_ce import DiceCrossEntropy
 
 
 def build_loss(name: str) -> nn.Module:
-    """Loss of logits (batch, 1 + organs, x, y, z) against labels (batch, 1, x, y, z).
+    """Loss of logits (batch, 1 + organs, x, y, z), in any precision, against labels (batch, 1, x, y, z).
 
     Soft Dice (Milletari et al., 3DV 2016, eq. 4, squared denominators off) over the organs of the whole batch,
     alone or plus cross-entropy (Isensee et al., Nature Methods 2021) or focal loss (Lin et al., ICCV 2017).
@@ -27,10 +28,23 @@ def build_loss(name: str) -> nn.Module:
         "batch": True,
     }
     if name == "dice":
-        return DiceLoss(**common)
+        return _InFullPrecision(DiceLoss(**common))
     if name == "dice_focal":
-        return DiceFocalLoss(**common)
-    return DiceCELoss(**common)
+        return _InFullPrecision(DiceFocalLoss(**common))
+    return DiceCrossEntropy()
+
+
+class _InFullPrecision(nn.Module):
+    """A loss that is computed in fp32, whatever precision the logits come in."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of the logits in fp32."""
+        value: torch.Tensor = self._loss(logits.float(), labels)
+        return value
 
 
 def build_optimizer(settings: TrainingSettings, network: nn.Module) -> torch.optim.Optimizer:

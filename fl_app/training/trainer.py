@@ -162,7 +162,7 @@ class Trainer:
         images, labels = images.to(self.device), labels.to(self.device)
         with self.precision.autocast():
             logits = self.network(images)
-        loss: torch.Tensor = self._loss(logits.float(), labels)
+        loss: torch.Tensor = self._loss(logits, labels)
         self.precision.step(
             loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
         )
