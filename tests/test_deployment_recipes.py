@@ -121,7 +121,7 @@ def test_a_pod_unpacks_the_kit_and_starts_with_commands_that_exist(path):
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert container["securityContext"]["readOnlyRootFilesystem"]
     assert pod["securityContext"]["runAsUser"] == 10001, "the image's user"
-    [unpacked], [started] = ([word for word in each["args"] if word == "/work/kit"] for each in containers)
+    [unpacked], [started] = ([word for word in each["args"] if word == "/fedspleen/kit"] for each in containers)
     assert unpacked == started
     assert containers[1]["readinessProbe"]["exec"]["command"][-1] == f"{started}/ready.fl"
 
