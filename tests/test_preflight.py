@@ -280,6 +280,11 @@ def test_a_port_in_use_is_one_sentence():
             _check_port(kit)
 
 
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("fl.example.org", "0.0.0.0")])
+def test_a_server_listens_on_loopback_or_on_all_interfaces_whatever_its_name_is(tmp_path, host, address):
+    assert open_kit(make_kits(tmp_path, host=host) / "server", "server").host == address
+
+
 def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
     job = Job(federation={"min_sites": 1})
     ready = SiteReady(

@@ -78,6 +78,8 @@ def look_at_kit(folder: Path, kind: str) -> Kit:
         service = settings["admin"] if kind == "administrator" else settings["servers"][0]["service"]
         address = f"{service['host']}:{service['port']}" if kind == "administrator" else service["target"]
         host, _, port = address.rpartition(":")
+        if kind == "server" and host != "127.0.0.1":
+            host = "0.0.0.0"  # FLARE takes the name in a server's kit for all interfaces
         return Kit(folder.absolute(), report, host, int(port), str(service["scheme"]), version)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         problems = "; ".join(report.problems) or str(error)
