@@ -1,6 +1,6 @@
 """Dice plus cross-entropy: bytes kept for the backward pass, and time, against MONAI's DiceCELoss in the same run.
 
-    python -m benchmarks.loss_memory
+python -m benchmarks.loss_memory
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class InFullPrecision(nn.Module):
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss."""
         return self.loss(logits.float(), labels)
 
 

@@ -186,5 +186,5 @@ def test_the_size_on_the_wire_is_that_of_the_values():
     assert payload_bytes({"a": torch.zeros(2, 3), "b": torch.zeros(5).half(), "c": torch.zeros(())}) == 24 + 10 + 4
 
 
-def test_the_tasks_are_the_four_of_the_contract():
-    assert TASKS == ("prepare", "train", "validate", "test")
+def test_the_tasks_are_those_of_the_contract():
+    assert TASKS == ("prepare", "train", "validate", "test", "score", "derive", "personalise")

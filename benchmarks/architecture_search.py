@@ -1,0 +1,187 @@
+"""Federated architecture search against what it must beat, at sites with unequal memory.
+
+    python -m benchmarks.architecture_search --seeds 0 1 2 --out results/search
+
+Four sites of the phantom cohort, with memory budgets of 100, 75, 50 and 25 % of what training the quick job's U-Net
+takes. Every row takes the same number of optimiser steps at each site; for the searched networks the supernet's are
+among them, and the generations that choose have none. Fine-tuning adds the same steps to all. The budgets bind the
+searched rows only: the others train networks that break some of them, which the table marks.
+
+Runs that are finished are kept in the folder and not run again, so the command can be ended and started anew. No
+FLARE process is started: the sites take turns in this process, with the same workflow (`fl_app.rehearsal`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from benchmarks.search_tables import print_tables
+from fl_app.baselines import train_baseline
+from fl_app.config import Job
+from fl_app.config_file import load_job
+from fl_app.data.phantom import make_cohort
+from fl_app.networks import build_network
+from fl_app.rehearsal import rehearse
+from fl_app.site import SiteSettings
+from fl_app.training.cost import training_memory
+from fl_app.training.precision import choose_precision
+
+SITES = 4
+BUDGETS = (1.0, 0.75, 0.5, 0.25)
+SUPERNET_SHARE = 0.4  # of the steps
+QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
+
+
+class Run(BaseModel):
+    """What one run came to, by site and model."""
+
+    name: str
+    seed: int
+    seconds: float
+    budgets: dict[str, int]
+    models: dict[str, dict[str, dict[str, Any]]]
+    bytes_sent: int = 0
+    search: dict[str, Any] | None = None
+
+
+def base_job(seed: int, rounds: int, steps: int, tuning: int) -> Job:
+    """The quick job, for as many rounds and steps."""
+    return load_job(
+        QUICK,
+        {
+            ("seed",): seed,
+            ("federation", "rounds"): rounds,
+            ("training", "steps_per_round"): steps,
+            ("personal", "fine_tuning_steps"): tuning,
+        },
+    )
+
+
+def with_network(job: Job, **network: Any) -> Job:
+    """The same job with another network."""
+    return Job.model_validate({**job.model_dump(), "network": network})
+
+
+def searching(job: Job, **search: Any) -> Job:
+    """The same job with a search; its own network is left to the other rows, its steps are the search's."""
+    rounds = max(1, round(job.federation.rounds * SUPERNET_SHARE))
+    described = job.model_dump()
+    described["search"] |= {
+        "strategy": "sampling",
+        "supernet_rounds": rounds,
+        "supernet_steps": job.training.steps_per_round,
+        "rounds": job.federation.rounds - rounds,
+        **search,
+    }
+    described["federation"]["rounds"] = 1
+    return Job.model_validate(described)
+
+
+def unet_memory(job: Job) -> int:
+    """Bytes that training the job's own network takes."""
+    device = torch.device("cpu")
+    precision = choose_precision(job.training.precision, device)
+    network = build_network(job.network, len(job.data.labels), job.seed)
+    patch, batch = job.data.patch_voxels, job.training.batch_size
+    return training_memory(network, patch, batch, device, precision, job.training).total
+
+
+def federated(name: str, job: Job, sites: dict[str, SiteSettings], out: Path, budgets: dict[str, int]) -> Run:
+    """Rehearse a job; its sites' personal models."""
+    started = time.monotonic()
+    own = {
+        site: settings.model_copy(
+            update={
+                "output": out / site,
+                "memory_budget_gib": budgets[site] / 2**30 if job.search.wanted else None,
+            }
+        )
+        for site, settings in sites.items()
+    }
+    result = rehearse(job, own, out / "result")
+    assert result.personal is not None
+    rounds = [*result.rounds, *(result.search.supernet_rounds + result.search.rounds if result.search else [])]
+    return Run(
+        name=name,
+        seed=job.seed,
+        seconds=time.monotonic() - started,
+        budgets=budgets,
+        models={
+            site: {model: each.model_dump() for model, each in kept.models.items()} | {"chosen": {"name": kept.chosen}}
+            for site, kept in result.personal.sites.items()
+        },
+        bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
+        search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
+    )
+
+
+def alone(name: str, job: Job, sites: dict[str, SiteSettings], budgets: dict[str, int], together: bool) -> Run:
+    """Train without federation: each site for itself, or all cases in one place."""
+    started = time.monotonic()
+    steps = job.training.steps_per_round
+    memory = unet_memory(job)
+    models: dict[str, dict[str, dict[str, Any]]] = {}
+    groups = [list(sites)] if together else [[site] for site in sites]
+    for group in groups:
+        baseline = train_baseline(job, group, sites, steps * len(group))
+        for site in group:
+            models[site] = {name: {"scores": baseline.sites[site].model_dump(), "memory_bytes": memory}}
+    return Run(name=name, seed=job.seed, seconds=time.monotonic() - started, budgets=budgets, models=models)
+
+
+def main() -> None:
+    """Run what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("results/search"))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--tuning", type=int, default=40)
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the U-Net's memory")
+    parser.add_argument("--only", nargs="*", help="rows to run; default: all")
+    parser.add_argument("--print", action="store_true", help="only print what there is")
+    arguments = parser.parse_args()
+    for seed in [] if arguments.print else arguments.seeds:
+        folder = arguments.out / f"seed-{seed}"
+        data = make_cohort(arguments.out / f"phantom-{seed}", sites=len(arguments.budgets), seed=seed)
+        job = base_job(seed, arguments.rounds, arguments.steps, arguments.tuning)
+        memory = unet_memory(job)
+        sites = {path.name: SiteSettings(data=path, cache=arguments.out / "cache") for path in data}
+        budgets = {site: int(memory * share) for site, share in zip(sites, arguments.budgets, strict=True)}
+
+        def federate(name: str, changed: Job) -> Callable[[], Run]:
+            return lambda: federated(name, changed, sites, folder / name, budgets)  # noqa: B023 - called at once
+
+        with_ditto = job.model_copy(update={"personal": job.personal.model_copy(update={"ditto": 0.1})})
+        searched = {mode: searching(job, mode=mode) for mode in ("nested", "consensus", "free")}
+        rows: dict[str, Callable[[], Run]] = {
+            "unet": federate("unet", with_ditto),
+            "search nested": federate("search nested", searched["nested"]),
+            "search random": federate("search random", searching(job, mode="nested", strategy="random")),
+            "search consensus": federate("search consensus", searched["consensus"]),
+            "search free": federate("search free", searched["free"]),
+            "local": lambda: alone("local", job, sites, budgets, together=False),  # noqa: B023
+            "centralised": lambda: alone("centralised", job, sites, budgets, together=True),  # noqa: B023
+            "segresnet": federate("segresnet", with_network(job, name="segresnet")),
+            "dynunet": federate("dynunet", with_network(job, name="dynunet")),
+        }
+        for name in arguments.only or rows:
+            path = folder / f"{name}.json"
+            if path.exists():
+                continue
+            run = rows[name]()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(run.model_dump_json(indent=1))
+            print(f"seed {seed}, {name}: {run.seconds:.0f} s", flush=True)
+    print_tables(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The tables of `benchmarks.architecture_search`, from the runs in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import wilcoxon
+
+# rows of the table: the run, and the model in it
+ROWS = (
+    ("local", "local"),
+    ("centralised", "centralised"),
+    ("unet", "federated"),
+    ("unet", "federated tuned"),
+    ("unet", "ditto"),
+    ("segresnet", "federated"),
+    ("segresnet", "federated tuned"),
+    ("dynunet", "federated"),
+    ("dynunet", "federated tuned"),
+    ("search random", "searched"),
+    ("search random", "searched tuned"),
+    ("search consensus", "searched"),
+    ("search consensus", "searched tuned"),
+    ("search nested", "searched"),
+    ("search nested", "searched tuned"),
+    ("search free", "searched"),
+    ("search free", "searched tuned"),
+    ("search nested", "taken home"),
+)
+COMPARED = ("unet", "federated tuned")
+
+
+def print_tables(out: Path) -> None:
+    """Print the table of all rows, and paired tests over cases against the row to beat."""
+    runs = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*/*.json"))]
+    seeds = sorted({run["seed"] for run in runs})
+    sites = sorted({site for run in runs for site in run["budgets"]})
+    print(f"test Dice, mean over seeds {', '.join(map(str, seeds))}; memory in MiB, mean over sites; * breaks a budget")
+    print(f"{'row':<34}" + "".join(f"{site:>8}" for site in sites) + f"{'mean':>8}{'worst':>8}{'spread':>8}{'MiB':>7}")
+    for name, model in ROWS:
+        found = [run for run in runs if run["name"] == name]
+        if not found:
+            continue
+        picked = [{site: _pick(run["models"].get(site, {}), model) for site in sites} for run in found]
+        if not all(each for run in picked for each in run.values()):
+            continue
+        by_site = [statistics.mean(run[site]["scores"]["dice"] or 0.0 for run in picked) for site in sites]
+        means = [statistics.mean(each["scores"]["dice"] or 0.0 for each in run.values()) for run in picked]
+        worst = statistics.mean(min(each["scores"]["dice"] or 0.0 for each in run.values()) for run in picked)
+        memory = [each["memory_bytes"] for run in picked for each in run.values()]
+        breaks = any(
+            run[site]["memory_bytes"] > whole["budgets"][site]
+            for run, whole in zip(picked, found, strict=True)
+            for site in sites
+        )
+        spread = statistics.stdev(means) if len(means) > 1 else 0.0
+        line = "".join(f"{value:>8.3f}" for value in by_site)
+        mebibytes = statistics.mean(memory) / 2**20
+        label = f"{name}, {model}"
+        print(
+            f"{label:<34}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}"
+            f"{mebibytes:>6.1f}{'*' if breaks else ' '}"
+        )
+    _print_costs(runs)
+    _print_tests(out)
+
+
+def _pick(models: dict[str, Any], model: str) -> Any:
+    if model == "taken home":
+        return models.get(models.get("chosen", {}).get("name", ""))
+    return models.get(model)
+
+
+def _print_costs(runs: list[dict[str, Any]]) -> None:
+    print(f"\n{'run':<20}{'seconds':>9}{'MB sent':>9}{'search share':>14}{'up / supernet':>15}")
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        grouped[run["name"]].append(run)
+    for name, group in grouped.items():
+        seconds = statistics.median(run["seconds"] for run in group)
+        sent = statistics.median(run["bytes_sent"] for run in group) / 1e6
+        share = upload = ""
+        if group[0]["search"]:
+            share = f"{statistics.median(run['search']['seconds'] / run['seconds'] for run in group):.2f}"
+            upload = f"{statistics.median(run['search'].get('upload_share', 0) for run in group):.2f}"
+        print(f"{name:<20}{seconds:>9.0f}{sent:>9.1f}{share:>14}{upload:>15}")
+
+
+def _print_tests(out: Path) -> None:
+    """Wilcoxon's signed-rank test over all test cases of all sites and seeds, with Holm's correction."""
+    reference = _cases(out, *COMPARED)
+    found = []
+    for name, model in ROWS:
+        cases = _cases(out, name, model)
+        common = sorted(reference.keys() & cases.keys())
+        if (name, model) == COMPARED or len(common) < 6:
+            continue
+        differences = [cases[key] - reference[key] for key in common]
+        p = float(wilcoxon(differences).pvalue) if any(differences) else 1.0
+        found.append((p, f"{name}, {model}", statistics.median(differences), len(common)))
+    print(f"\nagainst {', '.join(COMPARED)}, paired over cases (Wilcoxon, Holm)")
+    largest = 0.0
+    for rank, (p, label, difference, count) in enumerate(sorted(found)):
+        largest = max(largest, min(1.0, p * (len(found) - rank)))
+        print(f"{label:<34}median difference {difference:+.4f}   p = {largest:.3f}   {count} cases")
+
+
+def _cases(out: Path, name: str, model: str) -> dict[tuple[str, str, str, str], float]:
+    """Dice by seed, site, case and organ."""
+    file = f"test_cases_{model.replace(' ', '_')}.csv"
+    found = {}
+    for path in out.glob(f"seed-*/{name}/*/{file}"):
+        with path.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                found[path.parts[-4], path.parts[-2], row["case"], row["organ"]] = float(row["dice"])
+    return found
