@@ -10,6 +10,7 @@ import typer
 from fl_app.cli import client, config, job, kit, server
 from fl_app.cli.phantom import phantom
 from fl_app.cli.provision import provision
+from fl_app.cli.report import report
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
 from fl_app.processes import Interrupted, raise_on_signals
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(provision)
+app.command()(report)
 app.command()(phantom)
 app.add_typer(config.app, name="config")
 app.add_typer(kit.app, name="kit")

@@ -122,11 +122,14 @@ def _follow(admin: Administration, job_id: str, kit: Path, console: Console, pro
 
 
 def _print_result(console: Console, result: Result, out: Path) -> None:
+    from fl_app.reports.page import write_report
     from fl_app.reports.tables import table_of_tests
 
+    page = write_report(out)
     if result.status != "finished":
         raise FederationError(f"{result.error or 'the job ended early'} (what was reached: {out})")
     console.print(table_of_tests(result))
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, server log and TensorBoard events are in {out}")
+    console.print(f"report: {page}")

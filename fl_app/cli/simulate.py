@@ -38,6 +38,7 @@ def simulate(
     """Run a whole federation on this machine, each site in a process of its own."""
     from fl_app.data.findings import format_findings
     from fl_app.reports.curves import Curves
+    from fl_app.reports.page import write_report
     from fl_app.reports.progress import Progress
     from fl_app.reports.tables import table_of_models, table_of_tests
     from fl_app.simulation import Events, Simulation, run_simulation
@@ -64,6 +65,8 @@ def simulate(
             )
             result = run_simulation(simulation, events, compare)
     except BaseException:
+        if (out / "result.json").exists():
+            write_report(out)
         if (out / "logs").exists():
             print(f"what was reached so far is in {out}", file=sys.stderr)
         raise
@@ -73,6 +76,7 @@ def simulate(
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
+    console.print(f"report: {write_report(out)}")
 
 
 def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from fl_app.result import Result, SiteScores, weighted_mean
+from fl_app.reports.models import model_rows
+from fl_app.result import Result, weighted_mean
 
 
 def table_of_tests(result: Result) -> Table:
@@ -35,17 +36,11 @@ def table_of_models(result: Result) -> Table:
     for name in names:
         table.add_column(f"{name}\n{final.sites[name].cases} cases", justify="right")
     table.add_column("all", justify="right")
-    own = {name: result.baselines[f"local-{name}"].sites[name] for name in names}
-    steps = result.baselines[f"local-{names[0]}"].steps
-    rows: list[tuple[str, str, dict[str, SiteScores]]] = [
-        ("local: each site's own", str(steps), own),
-        *((f"  {name}'s model", str(steps), result.baselines[f"local-{name}"].sites) for name in names),
-        ("federated", f"{len(names)} x {steps}", final.sites),
-        ("centralised", str(result.baselines["centralised"].steps), result.baselines["centralised"].sites),
-    ]
-    for label, taken, scores in rows:
-        mean = weighted_mean((each.dice, each.cases) for each in scores.values())
-        table.add_row(label, taken, *(number(scores[name].dice) for name in names), number(mean))
+    for row in model_rows(result):
+        mean = weighted_mean((each.dice, each.cases) for each in row.scores.values())
+        label = f"  {row.label}" if row.kind == "one local" else row.label
+        known = (number(row.scores[name].dice if name in row.scores else None) for name in names)
+        table.add_row(label, row.steps, *known, number(mean))
     return table
 
 
