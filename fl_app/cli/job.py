@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,14 +72,20 @@ def follow(job_id: JobId, kit: AdminKit) -> None:
 def status(
     kit: AdminKit,
     job_id: Annotated[str | None, typer.Argument(help="A job.", show_default="all jobs and sites")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Say which sites are connected, and how jobs stand."""
     from fl_app.deployment import jobs
 
     with jobs.connect(kit) as admin:
-        if job_id is None:
-            print(f"connected sites: {', '.join(admin.sites()) or 'none'}")
+        sites = admin.sites()
         states = [admin.state(job_id)] if job_id else admin.jobs()
+    if as_json:
+        told = [{**asdict(state), "ended": state.ended} for state in states]
+        print(json.dumps({"sites": sites, "jobs": told}, indent=2))
+        return
+    if job_id is None:
+        print(f"connected sites: {', '.join(sites) or 'none'}")
     table = Table()
     for heading in ("job", "name", "status", "submitted", "by"):
         table.add_column(heading, overflow="fold")
@@ -132,4 +140,4 @@ def _print_result(console: Console, result: Result, out: Path) -> None:
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, server log and TensorBoard events are in {out}")
-    console.print(f"report: {page}")
+    console.print(f"report: {page}", soft_wrap=True)

@@ -76,7 +76,7 @@ def simulate(
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
-    console.print(f"report: {write_report(out)}")
+    console.print(f"report: {write_report(out)}", soft_wrap=True)
 
 
 def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -24,3 +24,9 @@ def choose_device(wanted: str) -> torch.device:
         found = torch.cuda.device_count()
         raise ConfigError(f"device: {wanted!r} - this machine has {found} usable GPU(s); use cpu or auto")
     return torch.device(wanted)
+
+
+def describe_device() -> str:
+    """What ``device: auto`` means on this machine: cpu, or the GPU's name."""
+    device = choose_device("auto")
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
