@@ -133,6 +133,12 @@ def test_any_number_of_sites_fits(sites):
     assert (f"{sites} sites; point" in page) == (sites > 8)
 
 
+def test_sites_stand_in_the_order_of_their_numbers():
+    text = text_of(render_run(a_result(sites=12)))
+    places = [text.index(f" site-{number} ") for number in (1, 2, 9, 10, 12)]
+    assert places == sorted(places)
+
+
 def test_several_organs_are_listed_below_their_site():
     result = a_finished_result()
     result.config["data"]["labels"] = {"liver": 1, "spleen": 2}

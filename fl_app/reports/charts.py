@@ -10,7 +10,7 @@ from markupsafe import Markup
 from fl_app.reports.models import ModelRow
 from fl_app.reports.statistics import estimate
 from fl_app.reports.svg import Line, Point, Track, axis, line_chart, nice_scale, round_scale
-from fl_app.reports.words import duration, score
+from fl_app.reports.words import by_name, duration, score
 from fl_app.result import Result, Round, SiteRound
 
 _COLOURS = 8  # more sites cannot be told apart by colour
@@ -53,7 +53,7 @@ class Share:
 
 def site_styles(result: Result) -> dict[str, str]:
     """Each site's colour; with many sites one for all."""
-    names = sorted({*result.sites, *(name for done in result.rounds for name in done.sites)})
+    names = sorted({*result.sites, *(name for done in result.rounds for name in done.sites)}, key=by_name)
     return {name: f"s{place}" if len(names) <= _COLOURS else "many" for place, name in enumerate(names)}
 
 
@@ -202,7 +202,7 @@ def spent(result: Result) -> list[tuple[int, str, Share | None]]:
     return [
         (done.number, name, time_shares(done).get(name) if done.seconds else None)
         for done in result.rounds
-        for name in sorted(done.sites)
+        for name in sorted(done.sites, key=by_name)
     ]
 
 

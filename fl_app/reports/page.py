@@ -77,6 +77,7 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
         drawings: architectures, where there was a search.
         site_pages: sites whose own page lies in ``sites/NAME/``; only in a simulation.
     """
+    result = _in_order(result)
     styles = charts.site_styles(result)
     rows = model_rows(result)
     return (
@@ -103,6 +104,14 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
             config=yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=88),
         )
     )
+
+
+def _in_order(result: Result) -> Result:
+    """The same result, tested sites in the order of their names: site-2 before site-10."""
+    if result.final is None:
+        return result
+    sites = dict(sorted(result.final.sites.items(), key=lambda entry: words.by_name(entry[0])))
+    return result.model_copy(update={"final": result.final.model_copy(update={"sites": sites})})
 
 
 def environment() -> Environment:

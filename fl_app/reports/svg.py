@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from fl_app.reports.statistics import Box
 
+_CROWDED = 25  # points of a line; more need smaller dots
 Point = tuple[float, float | None]
 
 
@@ -87,7 +88,8 @@ def line_chart(lines: Sequence[Line], across: Scale, up: Scale, title: str) -> M
         for before, after in pairwise(placed):
             if before and after:
                 parts.append(_line(before[:2], after[:2], f"stroke {line.style}"))
-        parts += [_dot(spot[0], f"{spot[1]}%", 3, f"fill {line.style}", spot[2]) for spot in placed if spot]
+        radius = 3 if len(placed) <= _CROWDED else 2
+        parts += [_dot(spot[0], f"{spot[1]}%", radius, f"fill {line.style}", spot[2]) for spot in placed if spot]
     return _svg("lines", parts, title)
 
 

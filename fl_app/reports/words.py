@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _NONE = "\N{EN DASH}"
@@ -44,6 +45,11 @@ def listed(names: Iterable[str]) -> str:
     """Names as in a sentence: a, b and c."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def by_name(name: str) -> list[tuple[int, str]]:
+    """A key to sort names with, so that site-2 comes before site-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def sentence(text: str) -> str:
