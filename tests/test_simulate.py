@@ -96,7 +96,7 @@ def test_nothing_about_a_case_reaches_the_server(run):
 def test_a_run_ends_with_a_page_to_look_at(run):
     """One for the lead, and one for each site with its own cases in it."""
     folder, printed, _ = run
-    assert f"report: {folder / 'out' / 'report.html'}" in printed
+    assert f"report: {folder / 'out' / 'report.html'}" in printed and "\x1b" not in printed
     result = read_result(folder / "out" / "result.json")
     assert f"{result.final.mean_dice:.3f}" in (folder / "out" / "report.html").read_text()
     assert "secretpatient" not in (folder / "out" / "report.html").read_text()

@@ -19,7 +19,7 @@ def report(
 ) -> None:
     """Make one HTML page of a run, finished or not: it opens offline in any browser.
 
-    Every run makes it at its end; this makes it again, or while the run goes on.
+    Every run makes it at its end, and this makes it again.
     """
     from fl_app.reports.page import write_report
     from fl_app.reports.site_page import write_site_report

@@ -134,5 +134,7 @@ def ending(result: Result) -> Verdict | None:
     if result.status == "interrupted":
         return Verdict("bad", "This run was interrupted", f"{sentence(result.error or 'it was ended')} {rounds}.")
     if result.status == "running":
-        return Verdict("neutral", "This run is still going on", f"{rounds}; make the report again later.")
+        return Verdict(
+            "neutral", "This run is still going on", f"{sentence(rounds)} Make the report again when it has ended."
+        )
     return None
