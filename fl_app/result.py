@@ -60,6 +60,7 @@ class Round(Part):
     seconds: float = Field(0.0, description="from sending the model to the new one's being saved")
     sites: dict[str, SiteRound] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict, description="site: why its update is not in the model")
+    remarks: dict[str, str] = Field(default_factory=dict, description="site: how its update does not count as it was")
     dice: float | None = Field(None, description="mean validation Dice of the model after this round")
     metrics: dict[str, float | None] = Field(default_factory=dict)
 
@@ -98,6 +99,77 @@ class Baseline(Part):
     mean_dice: float | None
 
 
+class Generation(Part):
+    """Candidates that the sites have scored together."""
+
+    number: int
+    scored: int = Field(description="networks")
+    best_loss: float | None = Field(description="mean validation loss of the best so far, with the supernet's weights")
+    seconds: float
+
+
+class SearchSite(Part):
+    """What the search gave one site."""
+
+    budget_bytes: int
+    main_bytes: int = Field(description="training memory of the job's own network at this site")
+    architecture: str = Field("", description="as JSON")
+    parameters: int = 0
+    predicted_bytes: int = Field(0, description="training memory of its network, by the site's fit")
+    measured_bytes: int = Field(0, description="the same, measured in a step")
+    own_values: int = Field(0, description="parameters that no other site holds; they never travel")
+
+
+class SearchResult(Part):
+    """An architecture search, from the supernet to the training of what was found."""
+
+    space: str
+    supernet_parameters: int = 0
+    supernet_bytes: int = Field(0, description="size of the supernet on the wire")
+    supernet_rounds: list[Round] = Field(default_factory=list)
+    generations: list[Generation] = Field(default_factory=list)
+    consensus: str | None = Field(None, description="the network that every site can hold, as JSON")
+    sites: dict[str, SearchSite] = Field(default_factory=dict)
+    rounds: list[Round] = Field(default_factory=list, description="training of the networks that were found")
+    seconds: float = Field(0.0, description="until the networks were found")
+
+
+class KeptModel(Part):
+    """One model that a site could keep."""
+
+    validation_dice: float | None
+    scores: SiteScores
+    parameters: int
+    memory_bytes: int
+    steps: int
+
+
+class PersonalSite(Part):
+    """The models that a site could keep, and the one that it keeps."""
+
+    chosen: str
+    models: dict[str, KeptModel]
+
+
+class Personal(Part):
+    """What the sites take home."""
+
+    sites: dict[str, PersonalSite] = Field(default_factory=dict)
+    mean_dice: float | None = Field(None, description="test Dice of the chosen models, every site counting the same")
+    worst_dice: float | None = Field(None, description="the same, of the worst site")
+    left_out: dict[str, str] = Field(default_factory=dict)
+
+
+class Restart(Part):
+    """The server was ended in mid-job and went on from a checkpoint."""
+
+    after_round: int = Field(description="the last round that the checkpoint held")
+    damaged: list[str] = Field(default_factory=list, description="newer checkpoints that could not be used, and why")
+    lost_state: list[str] = Field(
+        default_factory=list, description="sites whose own state (optimiser, local layers) could not be restored"
+    )
+
+
 class Result(Part):
     """The whole run."""
 
@@ -118,7 +190,10 @@ class Result(Part):
     refused: dict[str, str] = Field(default_factory=dict, description="site: why it takes no part")
     initial_dice: float | None = Field(None, description="mean validation Dice of the untrained network")
     rounds: list[Round] = Field(default_factory=list)
+    restarts: list[Restart] = Field(default_factory=list)
+    search: SearchResult | None = None
     final: Final | None = None
+    personal: Personal | None = None
     baselines: dict[str, Baseline] = Field(default_factory=dict)
 
 

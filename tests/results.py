@@ -1,7 +1,22 @@
 """Results to make tables and pages from."""
 
 from fl_app.config import Job
-from fl_app.result import Baseline, Final, Result, Round, Site, SiteRound, SiteScores
+from fl_app.result import (
+    Baseline,
+    Final,
+    Generation,
+    KeptModel,
+    Personal,
+    PersonalSite,
+    Restart,
+    Result,
+    Round,
+    SearchResult,
+    SearchSite,
+    Site,
+    SiteRound,
+    SiteScores,
+)
 
 
 def a_result(sites=2, rounds=3, done=2):
@@ -52,4 +67,39 @@ def a_finished_result():
         result.baselines[name] = Baseline(
             trained_on=["site-1"], steps=90, seconds=1.0, sites=scores(*values), mean_dice=0.5
         )
+    return result
+
+
+def a_searched_result():
+    """The same after an architecture search; each site keeps a model of its own."""
+    result = a_finished_result()
+
+    def kept(dice):
+        scores = SiteScores(cases=2, dice=dice, dice_std=0.02, surface_dice=0.7)
+        return KeptModel(validation_dice=dice, scores=scores, parameters=400_000, memory_bytes=2_500_000_000, steps=120)
+
+    result.personal = Personal(
+        sites={
+            "site-1": PersonalSite(
+                chosen="searched tuned", models={"federated": kept(0.75), "searched tuned": kept(0.79)}
+            ),
+            "site-2": PersonalSite(chosen="federated", models={"federated": kept(0.85), "searched tuned": kept(0.81)}),
+        },
+        mean_dice=0.82,
+        worst_dice=0.79,
+        left_out={"site-3": "it has gone"},
+    )
+    result.search = SearchResult(
+        space="small",
+        supernet_parameters=9_000_000,
+        supernet_rounds=[Round(number=1, seconds=5, remarks={"site-2": "its update was clipped"})],
+        generations=[Generation(number=1, scored=24, best_loss=0.4, seconds=3)],
+        sites={
+            "site-1": SearchSite(budget_bytes=2 * 10**9, main_bytes=3 * 10**9, parameters=410_000, own_values=20_000),
+            "site-2": SearchSite(budget_bytes=8 * 10**9, main_bytes=3 * 10**9, parameters=810_000),
+        },
+        rounds=[Round(number=1, seconds=5, dice=0.6, sites={"site-1": SiteRound(dice=0.61)})],
+        seconds=90,
+    )
+    result.restarts = [Restart(after_round=1, lost_state=["site-2"])]
     return result

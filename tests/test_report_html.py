@@ -12,7 +12,7 @@ from fl_app.reports.words import count, duration, listed, size
 from fl_app.result import Round, SiteRound, write_result
 from tests.browser import MISSING, browser
 from tests.federation import fedspleen
-from tests.results import a_finished_result, a_result
+from tests.results import a_finished_result, a_result, a_searched_result
 
 
 def text_of(page):
@@ -23,6 +23,7 @@ def text_of(page):
 
 def test_the_numbers_are_those_of_the_result():
     result = a_finished_result()
+    result.initial_dice = 0.1
     text = text_of(render_run(result))
     for value in (result.final.mean_dice, result.final.mean_dice_over_sites, result.final.mean_surface_dice):
         assert f"{value:.3f}" in text
@@ -108,6 +109,28 @@ def test_cautions_and_absent_sites_are_told_with_their_reasons():
         assert words in text
     for words in ("round 2 site-2 it ran out of memory", "test site-1 it has gone"):
         assert words in text
+
+
+def test_personal_models_stand_beside_the_others():
+    result = a_searched_result()
+    text = text_of(render_run(result))
+    assert "site-1 searched tuned 0.790 0.790 0.750 0.40 million 2.5 GB" in text
+    assert "site-2 federated 0.850 0.850 0.850" in text
+    assert "personalised: what each site keeps 120 0.790" in text and "searched tuned 120 0.790" in text
+    assert "With the personal model that each site keeps, 0.820." in verdict(result).text, "(0.79 * 2 + 0.85 * 2) / 4"
+
+
+def test_a_search_and_what_went_wrong_in_it_is_told():
+    text = text_of(render_run(a_searched_result()))
+    for words in (
+        "a supernet of 9.0 million parameters in one round, then scored 24 networks together, in 1 min 30 s",
+        "site-1 2.0 GB 3.0 GB does not fit",
+        "supernet, round 1 site-2 its update was clipped",
+        "personal models site-3 it has gone",
+        "After round 1; own state lost at site-2.",
+        "Validation Dice of the networks that were found",
+    ):
+        assert words in text, words
 
 
 def test_what_a_site_or_an_error_says_cannot_become_markup():

@@ -57,16 +57,25 @@ def site_styles(result: Result) -> dict[str, str]:
     return {name: f"s{place}" if len(names) <= _COLOURS else "many" for place, name in enumerate(names)}
 
 
-def dice_by_round(result: Result, styles: dict[str, str]) -> Markup | None:
-    """Validation Dice of each site and their mean; none before the first is known."""
-    mean: list[Point] = [(0, result.initial_dice), *((done.number, done.dice) for done in result.rounds)]
-    lines = [*_site_lines(result, styles, lambda site: site.dice), Line("mean", "mean", mean)]
-    return _rounds(lines, result, 0, "Validation Dice by round", top=1.0)
+def dice_by_round(
+    rounds: Sequence[Round], asked: int, styles: dict[str, str], initial: float | None = None
+) -> Markup | None:
+    """Validation Dice of each site and their mean; none before the first is known.
+
+    Args:
+        rounds: rounds of one network's training.
+        asked: how many there shall be.
+        styles: of the sites.
+        initial: mean Dice before the first round, if it was measured.
+    """
+    mean: list[Point] = [(0, initial), *((done.number, done.dice) for done in rounds)]
+    lines = [*_site_lines(rounds, styles, lambda site: site.dice), Line("mean", "mean", mean)]
+    return _rounds(lines, asked, 0 if initial is not None else 1, "Validation Dice by round", top=1.0)
 
 
-def loss_by_round(result: Result, styles: dict[str, str]) -> Markup | None:
+def loss_by_round(rounds: Sequence[Round], asked: int, styles: dict[str, str]) -> Markup | None:
     """Training loss of each site."""
-    return _rounds(_site_lines(result, styles, lambda site: site.loss), result, 1, "Training loss by round", bottom=0.0)
+    return _rounds(_site_lines(rounds, styles, lambda site: site.loss), asked, 1, "Training loss by round", bottom=0.0)
 
 
 def seconds_by_round(result: Result, styles: dict[str, str]) -> Markup | None:
@@ -84,28 +93,29 @@ def seconds_by_round(result: Result, styles: dict[str, str]) -> Markup | None:
         for name, style in styles.items()
     ]
     whole = Line("whole round", "mean", [(done.number, done.seconds) for done, _ in shares])
-    return _rounds([*lines, whole], result, 1, "Seconds by round", bottom=0.0)
+    return _rounds([*lines, whole], max(result.rounds_asked, len(result.rounds)), 1, "Seconds by round", bottom=0.0)
 
 
-def _site_lines(result: Result, styles: dict[str, str], value: Callable[[SiteRound], float | None]) -> list[Line]:
+def _site_lines(
+    rounds: Sequence[Round], styles: dict[str, str], value: Callable[[SiteRound], float | None]
+) -> list[Line]:
     return [
         Line(
             name,
             style,
-            [(done.number, value(done.sites[name]) if name in done.sites else None) for done in result.rounds],
+            [(done.number, value(done.sites[name]) if name in done.sites else None) for done in rounds],
         )
         for name, style in styles.items()
     ]
 
 
 def _rounds(
-    lines: Sequence[Line], result: Result, first: int, title: str, bottom: float | None = None, top: float | None = None
+    lines: Sequence[Line], asked: int, first: int, title: str, bottom: float | None = None, top: float | None = None
 ) -> Markup | None:
     known = [value for line in lines for _, value in line.points if value is not None]
     if not known:
         return None
-    across = round_scale(max(result.rounds_asked, len(result.rounds)), first)
-    return line_chart(lines, across, nice_scale(known, low=bottom, high=top), title)
+    return line_chart(lines, round_scale(asked, first), nice_scale(known, low=bottom, high=top), title)
 
 
 def tests_by_site(result: Result, styles: dict[str, str]) -> Rows | None:
@@ -129,7 +139,7 @@ def tests_by_site(result: Result, styles: dict[str, str]) -> Rows | None:
 def models_by_site(models: Sequence[ModelRow], result: Result) -> Rows | None:
     """The models' test Dice at each site with confidence intervals; each site's own stands for training alone."""
     assert result.final is not None
-    shown = [row for row in models if row.kind != "one local"]
+    shown = [row for row in models if not row.kind.startswith("one")]
     known = {
         name: [(row, each) for row in shown if name in row.scores and (each := estimate(row.scores[name]))]
         for name in result.final.sites

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_app.result import Result, SiteScores
+from fl_app.result import KeptModel, Result, SiteScores
 
-Kind = Literal["local", "one local", "federated", "centralised"]
+Kind = Literal["local", "one local", "federated", "personalised", "one personal", "centralised"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class ModelRow:
 
     Attributes:
         label: what the row is called.
-        kind: how it was trained; "local" pairs each site with its own model, "one local" is one site's everywhere.
+        kind: how it was trained; "local" pairs each site with its own model, "one local" is one site's everywhere;
+            "personalised" is what each site keeps, "one personal" a kind of model that sites could keep.
         steps: optimiser steps, in words.
         scores: by site.
     """
@@ -45,7 +46,30 @@ def model_rows(result: Result) -> list[ModelRow]:
             for name, baseline in alone.items()
         ]
     rows.append(ModelRow("federated", "federated", taken, final.sites))
+    rows += _personal_rows(result)
     if "centralised" in result.baselines:
         centralised = result.baselines["centralised"]
         rows.append(ModelRow("centralised", "centralised", str(centralised.steps), centralised.sites))
     return rows
+
+
+def _personal_rows(result: Result) -> list[ModelRow]:
+    """What each site keeps, then each kind of model that it could have kept beside the federated one."""
+    if result.personal is None:
+        return []
+    sites = result.personal.sites
+    kept = {name: site.models[site.chosen] for name, site in sites.items()}
+    rows: list[tuple[str, Kind, dict[str, KeptModel]]] = [("personalised: what each site keeps", "personalised", kept)]
+    for kind in dict.fromkeys(kind for site in sites.values() for kind in site.models if kind != "federated"):
+        rows.append(
+            (kind, "one personal", {name: site.models[kind] for name, site in sites.items() if kind in site.models})
+        )
+    return [
+        ModelRow(
+            label,
+            kind,
+            " / ".join(str(steps) for steps in sorted({model.steps for model in models.values()})),
+            {name: model.scores for name, model in models.items()},
+        )
+        for label, kind, models in rows
+    ]

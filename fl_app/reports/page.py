@@ -80,6 +80,8 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
     result = _in_order(result)
     styles = charts.site_styles(result)
     rows = model_rows(result)
+    asked = max(result.rounds_asked, len(result.rounds))
+    found = result.search.rounds if result.search else []
     return (
         environment()
         .get_template("run.html")
@@ -91,14 +93,16 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
             verdict=verdict(result) if result.status == "finished" else None,
             figures=_figures(result),
             styles=styles,
-            dice_chart=charts.dice_by_round(result, styles),
-            loss_chart=charts.loss_by_round(result, styles),
+            dice_chart=charts.dice_by_round(result.rounds, asked, styles, result.initial_dice),
+            loss_chart=charts.loss_by_round(result.rounds, asked, styles),
+            search_chart=charts.dice_by_round(found, len(found), styles),
             seconds_chart=charts.seconds_by_round(result, styles),
             tests=charts.tests_by_site(result, styles),
             models=[(row, _cells(row, list(result.final.sites))) for row in rows] if result.final else [],
             comparison=charts.models_by_site(rows, result) if len(rows) > 1 else None,
             time=charts.time_by_site(result),
             spent=charts.spent(result),
+            absences=_absences(result),
             site_pages=sorted(site_pages or ()),
             drawings=drawings or [],
             config=yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=88),
@@ -124,6 +128,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "count_of": words.count,
         "score": words.score,
         "duration": words.duration,
         "size": words.size,
@@ -151,10 +156,29 @@ def write_page(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _absences(result: Result) -> list[tuple[str, str, str]]:
+    """(when, site, why) of every answer that is missing or does not count as it was."""
+    search = result.search
+    phases = [("round", result.rounds)]
+    if search:
+        phases += [("supernet, round", search.supernet_rounds), ("searched, round", search.rounds)]
+    found = [
+        (f"{phase} {done.number}", name, reason)
+        for phase, rounds in phases
+        for done in rounds
+        for name, reason in sorted({**done.remarks, **done.left_out}.items())
+    ]
+    for when, told in (("test", result.final), ("personal models", result.personal)):
+        found += [(when, name, reason) for name, reason in (told.left_out if told else {}).items()]
+    return found
+
+
 def _figures(result: Result) -> list[tuple[str, str, str]]:
     """The few numbers at the top: (what, value, remark)."""
     cases = [sum(getattr(site, f"{part}_cases") for site in result.sites.values()) for part in _PARTS]
-    traffic = sum(site.bytes_sent + site.bytes_received for done in result.rounds for site in done.sites.values())
+    search = result.search
+    rounds = [*result.rounds, *(search.supernet_rounds + search.rounds if search else ())]
+    traffic = sum(site.bytes_sent + site.bytes_received for done in rounds for site in done.sites.values())
     refused = f"{len(result.refused)} refused" if result.refused else "none refused"
     figures = [
         ("Sites", str(len(result.sites)), refused),

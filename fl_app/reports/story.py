@@ -74,7 +74,7 @@ def _interval(estimate: Estimate | None) -> str:
 
 def verdict(result: Result) -> Verdict | None:
     """Whether the federated model beat training alone; none before there is a tested model."""
-    rows = {row.kind: row for row in model_rows(result)}
+    rows = {row.kind: row for row in model_rows(result) if not row.kind.startswith("one")}
     if "federated" not in rows or result.final is None or result.final.mean_dice is None:
         return None
     if "local" not in rows:
@@ -93,11 +93,17 @@ def verdict(result: Result) -> Verdict | None:
     if not together or not alone:
         return None
     won = [name for name, (federated, local) in pairs.items() if (federated or 0) > (local or 0)]
-    return _compared(together, alone, won, list(pairs), rows["centralised"].scores if "centralised" in rows else None)
+    centralised, kept = (rows[kind].scores if kind in rows else {} for kind in ("centralised", "personalised"))
+    return _compared(together, alone, won, list(pairs), centralised, kept)
 
 
 def _compared(
-    together: Estimate, alone: Estimate, won: list[str], names: list[str], centralised: dict[str, SiteScores] | None
+    together: Estimate,
+    alone: Estimate,
+    won: list[str],
+    names: list[str],
+    centralised: dict[str, SiteScores],
+    kept: dict[str, SiteScores],
 ) -> Verdict:
     everywhere = len(won) == len(names)
     whom = "at every site" if everywhere else f"at {len(won)} of {len(names)} sites" if won else "at no site"
@@ -108,6 +114,9 @@ def _compared(
     if centralised:
         pooled = pooled_estimate(centralised[name] for name in names if name in centralised)
         text += f" With all cases in one place, {pooled.mean:.3f}." if pooled else ""
+    if kept:
+        pooled = pooled_estimate(kept[name] for name in names if name in kept)
+        text += f" With the personal model that each site keeps, {pooled.mean:.3f}." if pooled else ""
     sure = together.low > alone.high or alone.low > together.high
     if not sure:
         text += (

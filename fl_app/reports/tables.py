@@ -38,7 +38,7 @@ def table_of_models(result: Result) -> Table:
     table.add_column("all", justify="right")
     for row in model_rows(result):
         mean = weighted_mean((each.dice, each.cases) for each in row.scores.values())
-        label = f"  {row.label}" if row.kind == "one local" else row.label
+        label = f"  {row.label}" if row.kind.startswith("one") else row.label
         known = (number(row.scores[name].dice if name in row.scores else None) for name in names)
         table.add_row(label, row.steps, *known, number(mean))
     return table
