@@ -240,8 +240,9 @@ def find_caveats(result: Result) -> list[str]:
 
 def software_versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    packages = ("fedspleen", "nvflare", "monai", "torch", "numpy")
-    return {"python": platform.python_version()} | {package: metadata.version(package) for package in packages}
+    packages = ("nvflare", "monai", "torch", "numpy")
+    own = {"fedspleen": metadata.version("fedspleen"), "python": platform.python_version()}
+    return own | {package: metadata.version(package) for package in packages}
 
 
 def site_scores(report: TestReport) -> SiteScores:

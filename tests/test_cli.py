@@ -7,7 +7,7 @@ from tests.federation import fedspleen, write_job, write_sites
 
 def test_help_of_every_command_is_enough_to_use_it():
     commands = ["", "simulate", "phantom", "config", "config show", "config check", "provision", "submit", "status"]
-    commands += ["follow", "abort", "download", "version"]
+    commands += ["follow", "abort", "download", "report"]
     commands += ["server start", "server stop", "client start", "client stop", "client check", "client settings"]
     commands += [f"kit {name}" for name in ("verify", "unpack", "list", "revoke", "request", "approve", "assemble")]
     for command in commands:

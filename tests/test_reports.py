@@ -2,37 +2,12 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
-from fl_app.config import Job
 from fl_app.reports.progress import Progress, round_line, status_line, time_left
 from fl_app.reports.tables import table_of_models, table_of_tests
-from fl_app.result import Baseline, Final, Result, Round, Site, SiteRound, SiteScores
-
-
-def a_result(sites=2, rounds=3, done=2):
-    names = [f"site-{number}" for number in range(1, sites + 1)]
-    facts = {"device": "cpu", "precision": "bf16", "versions": {}, "preparation_seconds": 1.0, "data_warnings": 0}
-    counts = {"training_cases": 3, "validation_cases": 1, "test_cases": 1}
-    return Result(
-        name="small",
-        seed=0,
-        rounds_asked=rounds,
-        started="2026-01-01T00:00:00+00:00",
-        versions={},
-        config=Job().model_dump(mode="json"),
-        sites={name: Site(**facts, **counts) for name in names},
-        rounds=[
-            Round(
-                number=number,
-                seconds=10.0,
-                dice=0.5 + number / 10,
-                sites={name: SiteRound(loss=1 / number, dice=0.5 + place / 100) for place, name in enumerate(names)},
-            )
-            for number in range(1, done + 1)
-        ],
-    )
+from fl_app.result import Round, SiteRound
+from tests.results import a_finished_result, a_result
 
 
 def printed(what):
@@ -94,40 +69,14 @@ def test_each_round_is_printed_once_and_only_when_its_model_is_validated():
     assert "2 sites ready" in console.file.getvalue()
 
 
-@pytest.fixture
-def finished():
-    result = a_result()
-
-    def scores(*values):
-        return {
-            f"site-{place}": SiteScores(cases=place, dice=value, dice_std=0.01, surface_dice=0.7)
-            for place, value in enumerate(values, start=1)
-        }
-
-    result.final = Final(
-        round=2,
-        best_metric="val_dice",
-        best_value=0.7,
-        mean_dice=0.81,
-        mean_dice_over_sites=0.8,
-        mean_surface_dice=0.7,
-        sites=scores(0.75, 0.85),
-    )
-    for name, values in (("local-site-1", (0.7, 0.5)), ("local-site-2", (0.4, 0.8)), ("centralised", (0.76, 0.86))):
-        result.baselines[name] = Baseline(
-            trained_on=["site-1"], steps=90, seconds=1.0, sites=scores(*values), mean_dice=0.5
-        )
-    return result
-
-
-def test_the_test_table_has_every_site_and_all(finished):
-    text = printed(table_of_tests(finished))
+def test_the_test_table_has_every_site_and_all():
+    text = printed(table_of_tests(a_finished_result()))
     for words in ("site-1", "site-2", "0.750", "0.850", "0.810", "model after round 2"):
         assert words in text
 
 
-def test_the_comparison_pairs_each_sites_cases_with_its_own_model(finished):
-    lines = printed(table_of_models(finished)).splitlines()
+def test_the_comparison_pairs_each_sites_cases_with_its_own_model():
+    lines = printed(table_of_models(a_finished_result())).splitlines()
     own = next(line for line in lines if "each site's own" in line)
     assert "0.700" in own and "0.800" in own and "0.767" in own, "(0.7 * 1 + 0.8 * 2) / 3"
     federated = next(line for line in lines if "federated" in line)

@@ -93,6 +93,17 @@ def test_nothing_about_a_case_reaches_the_server(run):
         assert b"secretpatient" not in content and str(run[0] / "data").encode() not in content, path
 
 
+def test_a_run_ends_with_a_page_to_look_at(run):
+    """One for the lead, and one for each site with its own cases in it."""
+    folder, printed, _ = run
+    assert f"report: {folder / 'out' / 'report.html'}" in printed and "\x1b" not in printed
+    result = read_result(folder / "out" / "result.json")
+    assert f"{result.final.mean_dice:.3f}" in (folder / "out" / "report.html").read_text()
+    assert "secretpatient" not in (folder / "out" / "report.html").read_text()
+    for site in result.sites:
+        assert "secretpatient" in (folder / "out" / "sites" / site / "report.html").read_text()
+
+
 def test_every_process_has_a_log(run):
     logs = {path.name for path in (run[0] / "out" / "logs").iterdir()}
     assert {"server.log", "site-1.log", "site-2.log", "simulator.log"} <= logs

@@ -164,6 +164,8 @@ def test_the_weights_are_the_simulators_bit_for_bit(consortium, run):
 
 def test_status_lists_sites_and_jobs(consortium, run):
     folder, kits, _, _ = consortium
+    told = json.loads(fedspleen("status", "--kit", kits / LEAD, "--json", cwd=folder).stdout)
+    assert set(told["sites"]) == set(SITES) and told["jobs"][0]["ended"] and told["jobs"][0]["submitter"] == LEAD
     done = fedspleen("status", "--kit", kits / LEAD, cwd=folder)
     assert done.returncode == 0 and "connected sites: site-1, site-2" in done.stdout
     assert "FINISHED:COMPLETED" in done.stdout and "small" in done.stdout

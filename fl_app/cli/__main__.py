@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from fl_app.cli import audit, client, config, job, kit, server
 from fl_app.cli.phantom import phantom
 from fl_app.cli.provision import provision
+from fl_app.cli.report import report
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
 from fl_app.processes import Interrupted, raise_on_signals
-from fl_app.versions import own_version
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train one 3D segmentation model together; every image stays where it is.",
+    epilog="Exit codes: 0 done; 1 the work failed; 2 wrong use; 130 ended by Ctrl-C; 143 ended by SIGTERM.",
 )
 app.command()(simulate)
 app.command()(provision)
+app.command()(report)
 app.command()(phantom)
 app.add_typer(audit.app, name="audit")
 app.add_typer(config.app, name="config")
@@ -32,10 +34,24 @@ for command in (job.submit, job.status, job.follow, job.abort, job.download):
     app.command()(command)
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(own_version())
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from fl_app.result import software_versions
+        from fl_app.training.device import describe_device
+
+        for name, version in {**software_versions(), "device": describe_device()}.items():
+            print(name, version)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Print the versions that matter."),
+    ] = False,
+) -> None:
+    """What stands before the command."""
 
 
 def main() -> None:

@@ -20,12 +20,17 @@ def result_folder(job: Job, out: Path | None) -> Path:
 
 
 def print_end(console: Console, result: Result, out: Path, compared: bool = False) -> None:
-    """Test scores, what is to be kept in mind about them, and where all of it is."""
-    from fl_app.reports.tables import table_of_models, table_of_tests
+    """Test scores, what is to be kept in mind about them, and where all of it is; the report is written."""
+    from fl_app.reports.page import write_report
+    from fl_app.reports.tables import table_of_models, table_of_personal, table_of_tests
 
-    console.print(table_of_tests(result))
+    if result.final:
+        console.print(table_of_tests(result))
+    if result.personal:
+        console.print(table_of_personal(result))
     if compared:
         console.print(table_of_models(result))
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
+    console.print(f"report: {write_report(out)}", soft_wrap=True)

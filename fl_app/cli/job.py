@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,14 +74,20 @@ def follow(job_id: JobId, kit: AdminKit) -> None:
 def status(
     kit: AdminKit,
     job_id: Annotated[str | None, typer.Argument(help="A job.", show_default="all jobs and sites")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Say which sites are connected, and how jobs stand."""
     from fl_app.deployment import jobs
 
     with jobs.connect(kit) as admin:
-        if job_id is None:
-            print(f"connected sites: {', '.join(admin.sites()) or 'none'}")
+        sites = admin.sites()
         states = [admin.state(job_id)] if job_id else admin.jobs()
+    if as_json:
+        told = [{**asdict(state), "ended": state.ended} for state in states]
+        print(json.dumps({"sites": sites, "jobs": told}, indent=2))
+        return
+    if job_id is None:
+        print(f"connected sites: {', '.join(sites) or 'none'}")
     table = Table()
     for heading in ("job", "name", "status", "submitted", "by", "why"):
         table.add_column(heading, overflow="fold")
@@ -125,5 +133,8 @@ def _follow(admin: Administration, job_id: str, kit: Path, console: Console, pro
 
 
 def _require_finished(result: Result, out: Path) -> None:
+    from fl_app.reports.page import write_report
+
     if result.status != "finished":
+        write_report(out)
         raise FederationError(f"{result.error or 'the job ended early'} (what was reached: {out})")

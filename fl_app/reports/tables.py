@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from fl_app.result import Result, SiteScores, weighted_mean
+from fl_app.reports.models import model_rows
+from fl_app.result import Result, weighted_mean
 
 
 def table_of_tests(result: Result) -> Table:
@@ -35,17 +36,29 @@ def table_of_models(result: Result) -> Table:
     for name in names:
         table.add_column(f"{name}\n{final.sites[name].cases} cases", justify="right")
     table.add_column("all", justify="right")
-    own = {name: result.baselines[f"local-{name}"].sites[name] for name in names}
-    steps = result.baselines[f"local-{names[0]}"].steps
-    rows: list[tuple[str, str, dict[str, SiteScores]]] = [
-        ("local: each site's own", str(steps), own),
-        *((f"  {name}'s model", str(steps), result.baselines[f"local-{name}"].sites) for name in names),
-        ("federated", f"{len(names)} x {steps}", final.sites),
-        ("centralised", str(result.baselines["centralised"].steps), result.baselines["centralised"].sites),
-    ]
-    for label, taken, scores in rows:
-        mean = weighted_mean((each.dice, each.cases) for each in scores.values())
-        table.add_row(label, taken, *(number(scores[name].dice) for name in names), number(mean))
+    for row in model_rows(result):
+        mean = weighted_mean((each.dice, each.cases) for each in row.scores.values())
+        label = f"  {row.label}" if row.kind.startswith("one") else row.label
+        known = (number(row.scores[name].dice if name in row.scores else None) for name in names)
+        table.add_row(label, row.steps, *known, number(mean))
+    return table
+
+
+def table_of_personal(result: Result) -> Table:
+    """What each site takes home, next to what it could have taken."""
+    personal = result.personal
+    assert personal is not None
+    table = Table(title="Each site keeps the best model by its own validation cases", title_justify="left")
+    for heading in ("site", "model", "validation Dice", "test Dice", "parameters", "training MiB", "kept"):
+        table.add_column(heading, justify="left" if heading in ("site", "model") else "right")
+    for site, kept in personal.sites.items():
+        for name, model in kept.models.items():
+            chosen = "x" if name == kept.chosen else ""
+            memory = f"{model.memory_bytes / 2**20:.1f}"
+            scores = number(model.validation_dice), number(model.scores.dice)
+            table.add_row(site, name, *scores, f"{model.parameters:,}", memory, chosen)
+        table.add_section()
+    table.add_row("all", "kept", "", number(personal.mean_dice), "", "", "")
     return table
 
 

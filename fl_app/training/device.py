@@ -32,3 +32,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def describe_device() -> str:
+    """What ``device: auto`` means on this machine: cpu, or the GPU's name."""
+    device = choose_device("auto")
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
