@@ -169,8 +169,8 @@ def main() -> None:
             "search free": federate("search free", searched["free"]),
             "local": lambda: alone("local", job, sites, budgets, together=False),  # noqa: B023
             "centralised": lambda: alone("centralised", job, sites, budgets, together=True),  # noqa: B023
-            "segresnet": federate("segresnet", with_network(job, name="segresnet")),
-            "dynunet": federate("dynunet", with_network(job, name="dynunet")),
+            "segresnet": lambda: federate("segresnet", with_network(job, name="segresnet"))(),  # noqa: B023
+            "dynunet": lambda: federate("dynunet", with_network(job, name="dynunet"))(),  # noqa: B023
         }
         for name in arguments.only or rows:
             path = folder / f"{name}.json"

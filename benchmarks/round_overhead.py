@@ -23,8 +23,8 @@ from fl_app.result import read_result
 SITES = 2
 
 
-def ours(folder: Path, rounds: int) -> list[float]:
-    """Seconds of each round, as result.json has them."""
+def write_inputs(folder: Path, rounds: int) -> None:
+    """A job without training, and each site's data."""
     job = {
         "data": {"spacing_mm": [4, 4, 5], "patch_voxels": [64, 64, 32]},
         "training": {"steps_per_round": 0},
@@ -32,6 +32,11 @@ def ours(folder: Path, rounds: int) -> list[float]:
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     make_cohort(folder / "data", sites=SITES, cases=[4, 4])
+
+
+def ours(folder: Path, rounds: int) -> list[float]:
+    """Seconds of each round, as result.json has them."""
+    write_inputs(folder, rounds)
     command = [sys.executable, "-m", "fl_app.cli", "simulate", "--config", "job.yaml", "--data", "data", "--out", "out"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return [done.seconds for done in read_result(folder / "out" / "result.json").rounds]

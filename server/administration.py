@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -28,6 +29,7 @@ from fl_app.messages import PROGRESS
 from fl_app.result import Result
 
 _PATIENCE_SECONDS = 10.0
+_RESTART_SECONDS = 60.0  # how long a server may be away while a job is followed
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,15 @@ class JobState:
 
 
 class Administration:
-    """A connection to the server with an administrator's rights; use `administration` to open one."""
+    """A connection to the server with an administrator's rights; use `administration` to open one.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    Args:
+        open_session: logs in.
+    """
+
+    def __init__(self, open_session: Callable[[], Session]) -> None:
+        self._open_session = open_session
+        self._session = open_session()
 
     def submit(self, folder: Path) -> str:
         """Hand in an exported job; its identifier."""
@@ -68,11 +75,11 @@ class Administration:
 
     def sites(self) -> list[str]:
         """Names of the sites that are connected."""
-        return sorted(client.name for client in self._session.get_system_info().client_info)
+        return sorted(client.name for client in self._ask(lambda session: session.get_system_info()).client_info)
 
     def state(self, job_id: str) -> JobState:
         """How a job stands."""
-        return _state(self._session.get_job_meta(job_id))
+        return _state(self._ask(lambda session: session.get_job_meta(job_id)))
 
     def jobs(self) -> list[JobState]:
         """All jobs that the server remembers, the latest first."""
@@ -81,7 +88,7 @@ class Administration:
     def progress(self, job_id: str) -> Result | None:
         """The growing result of a running job; none while it has none, or when it has just ended."""
         try:
-            told = self._session.show_stats(job_id, "server").get("server")
+            told = self._ask(lambda session: session.show_stats(job_id, "server")).get("server")
         except (JobNotFound, JobNotRunning, InternalError):
             # between two states: the job's process is starting or has just ended
             return None
@@ -90,6 +97,25 @@ class Administration:
             return Result.model_validate_json(text) if text else None
         except (KeyError, TypeError, ValueError):
             return None
+
+    def close(self) -> None:
+        """Log out."""
+        with redirect_stdout(StringIO()), suppress(NoConnection, SessionClosed, InternalError, RuntimeError):
+            self._session.close()  # there may be no server any more
+
+    def _ask(self, question: Callable[[Session], Any]) -> Any:
+        """The answer, also from a server that is started anew in the meantime: then log in again."""
+        end = time.monotonic() + _RESTART_SECONDS
+        while True:
+            try:
+                return question(self._session)
+            except (NoConnection, SessionClosed):
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1)
+                self.close()
+                with suppress(NoConnection):
+                    self._session = self._open_session()
 
     def abort(self, job_id: str) -> None:
         """End a job early."""
@@ -115,12 +141,16 @@ def administration(kit: Path, user: str, where: str) -> Iterator[Administration]
     Raises:
         FederationError: the server cannot be reached, or does not do what it is asked.
     """
-    session = None
+
+    def open_session() -> Session:
+        with redirect_stdout(StringIO()):  # FLARE's "Connecting ..."
+            return new_secure_session(user, str(kit), timeout=_PATIENCE_SECONDS, auto_login_max_tries=1)
+
+    admin = None
     logging.getLogger().addHandler(logging.NullHandler())  # what matters comes as an exception
     try:
-        with redirect_stdout(StringIO()):  # FLARE's "Connecting ..."
-            session = new_secure_session(user, str(kit), timeout=_PATIENCE_SECONDS, auto_login_max_tries=1)
-        yield Administration(session)
+        admin = Administration(open_session)
+        yield admin
     except (NoConnection, SessionClosed):
         raise FederationError(
             f"the server at {where} does not answer: is it running, and do host and port in the kit lead to it?"
@@ -140,14 +170,8 @@ def administration(kit: Path, user: str, where: str) -> Iterator[Administration]
     except InternalError as error:
         raise FederationError(f"the server refused: {error}") from None
     finally:
-        if session is not None:
-            with redirect_stdout(StringIO()):
-                _close(session)
-
-
-def _close(session: Session) -> None:
-    with suppress(NoConnection, SessionClosed, InternalError, RuntimeError):  # there may be no server any more
-        session.close()
+        if admin:
+            admin.close()
 
 
 def _state(meta: dict[str, Any]) -> JobState:

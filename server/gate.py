@@ -69,7 +69,7 @@ def log_refused_connections() -> None:
     fatal_error = protocol._fatal_error
 
     def told(self: Any, error: BaseException, message: str = "Fatal error on transport") -> None:
-        if isinstance(error, ssl.SSLError) and self._server_side:
+        if isinstance(error, ssl.SSLError) and self._server_side and message.startswith("SSL handshake failed"):
             address = self._transport.get_extra_info("peername") if self._transport else None
             where = f"{address[0]}:{address[1]}" if address else "an unknown address"
             _LOGGER.warning(f"a connection from {where} is refused: {why_refused(error)}")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.fed.app.server import server_train
 from nvflare.private.fed.server import job_cmds
@@ -18,7 +19,7 @@ from nvflare.private.fed.server import job_cmds
 from server.gate import JobGate, log_refused_connections
 
 _WAIT_FOR_SITES_SECONDS = 1.0  # for their farewell; FLARE's 30 s are longer than service managers wait
-_WAIT_FOR_JOBS_SECONDS = 8.0  # to write down what they have reached
+_WAIT_FOR_JOBS_SECONDS = 6.0  # to write down what they have reached
 
 
 def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) -> int:
@@ -68,4 +69,7 @@ def _leave(engine: Any) -> None:
     end = time.monotonic() + _WAIT_FOR_JOBS_SECONDS
     while runner.running_jobs and time.monotonic() < end:
         time.sleep(0.1)
+    for job_id in list(runner.running_jobs):  # on a busy machine: stored as it is, not left as RUNNING
+        runner._save_workspace(context, job_id=job_id)
+        engine.job_def_manager.set_status(job_id, RunStatus.FINISHED_ABORTED, context)
     engine.shutdown_server()

@@ -106,7 +106,8 @@ def test_a_site_refuses_what_a_server_lets_pass(consortium):
 
 def test_why_a_job_did_not_run_is_part_of_its_state():
     def state(**meta):
-        return Administration(SimpleNamespace(get_job_meta=lambda job_id: {"job_id": job_id, **meta})).state("1")
+        session = SimpleNamespace(get_job_meta=lambda job_id: {"job_id": job_id, **meta})
+        return Administration(lambda: session).state("1")
 
     failed = state(status="FINISHED:FAILED_TO_RUN", job_deploy_detail=["server: BYOC not permitted"])
     assert failed.ended and failed.note == "server: BYOC not permitted"

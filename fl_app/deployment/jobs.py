@@ -79,12 +79,11 @@ def follow(
                 )
         else:
             heard = time.monotonic()
-        waiting = f"{state.status.lower()}; connected: {', '.join(admin.sites()) or 'no site'}"
-        if state.note:
-            waiting += f" ({state.note})"
-        if state.status != "RUNNING" and waiting != told:
-            told = waiting
-            say(f"job {job_id} is {waiting}")
+            waiting = f"{state.status.lower()}; connected: {', '.join(admin.sites()) or 'no site'}"
+            waiting += f" ({state.note})" if state.note else ""
+            if waiting != told:
+                told = waiting
+                say(f"job {job_id} is {waiting}")
         time.sleep(_POLL_SECONDS)
 
 

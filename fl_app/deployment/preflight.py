@@ -126,9 +126,9 @@ def _check_data(settings: SiteSettings, described: Job | None, found: Preflight)
         found.findings += check_site(settings.data, job.data, None, settings.cases)
         parts = split_site(settings.data, job.data, job.seed, settings.cases)
     except UserError as problem:
-        found.findings.append(
-            error("data", str(settings.data), str(problem), "see docs/data.md for what is understood")
-        )
+        # the first line says what is wrong; others list what is understood, as docs/data.md does
+        what = str(problem).splitlines()[0].removesuffix(" Understood are:")
+        found.findings.append(error("data", str(settings.data), what, "see docs/data.md for what is understood"))
         return
     counts = ", ".join(f"{len(cases)} {part}" for part, cases in parts.items())
     found.facts["data"] = f"{settings.data}: {counts} cases"
