@@ -16,16 +16,25 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST)
 
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only characters that can be printed")
+    return text
+
+
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=10**8)]
 Score = Annotated[float, Field(ge=0, le=1)]
+# it stands in the server's log, in result.json and on the lead's screen: one short line, and no control characters
+Word = Annotated[str, Field(max_length=100), AfterValidator(_check_printable)]
 
 
 class Report(BaseModel):
@@ -41,9 +50,9 @@ class SiteReady(Report):
     validation_cases: Count
     test_cases: Count
     warnings: Count = Field(description="how many findings of the data check were not errors")
-    device: str = Field(max_length=100)
+    device: Word
     precision: Literal["bf16", "fp16", "fp32"]
-    versions: dict[str, str]
+    versions: Annotated[dict[Word, Word], Field(max_length=50)]
     seconds: Seconds
 
 
@@ -51,7 +60,9 @@ class Validation(Report):
     """Scores of a model on a site's validation cases."""
 
     cases: Count
-    metrics: dict[str, Score | None] = Field(description="by name; none where no case holds the organ")
+    metrics: Annotated[dict[Word, Score | None], Field(max_length=1000)] = Field(
+        description="by name; none where no case holds the organ"
+    )
     seconds: Seconds
 
 
@@ -85,8 +96,8 @@ class TestReport(Report):
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    dice: dict[str, Spread]
-    surface_dice: dict[str, Spread]
+    dice: Annotated[dict[Word, Spread], Field(max_length=1000)]
+    surface_dice: Annotated[dict[Word, Spread], Field(max_length=1000)]
     seconds: Seconds
 
     @model_validator(mode="after")

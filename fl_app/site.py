@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fl_app.config import Settings
+from fl_app.config_file import FileKind, load_settings
 from fl_app.errors import ConfigError
 
 SITE_FILE_VARIABLE = "FEDSPLEEN_SITE_FILE"
@@ -43,20 +44,15 @@ def read_site(path: Path) -> SiteSettings:
     """Settings in a ``site.yaml``.
 
     Raises:
-        ConfigError: the file is missing or wrong.
+        ConfigError: one line for each mistake: ``file:line key: value - what is allowed (did you mean ...?)``.
     """
-    try:
-        return SiteSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such site file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"{path}: {problems}") from None
+    return load_settings(path, _FILE)
 
 
 def write_site(path: Path, settings: SiteSettings) -> None:
     """Write a ``site.yaml``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False))
+
+
+_FILE = FileKind(SiteSettings, "site", "keys such as 'data:' and 'device:'")
