@@ -29,6 +29,7 @@ class FileKind(Generic[Section]):
     context: Callable[[dict[Any, Any]], dict[str, Any]] = lambda values: {}  # what sections know of each other
 
 
+_LONGEST, _MOST_BRACKETS = 2**20, 1000  # characters; PyYAML's time grows with the square of the depth
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 70, 70
 
@@ -79,14 +80,15 @@ def parse_settings(
     text: str, name: str, kind: FileKind[Section], overrides: Mapping[Key, Any] | None = None
 ) -> Section:
     """What a YAML text of this kind holds. Raises as `load_job`."""
+    if len(text) > _LONGEST or text.count("[") + text.count("{") > _MOST_BRACKETS:
+        raise ConfigError(f"{name}: not valid YAML: nested too deeply, or far too long")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text) if root is not None else {}
         mistakes = [(line, f"{_named(key)}: given twice - each key once") for key, line in _twice(root)]
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # PyYAML's own errors, and what its constructors let through for values such as "!!bool maybe"
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         if isinstance(error, RecursionError):
             problem = "nested too deeply, or an alias that contains itself"
         elif isinstance(error, (LookupError, AttributeError, TypeError)):
@@ -94,8 +96,7 @@ def parse_settings(
         else:
             problem = getattr(error, "problem", None) or next(iter(str(error).splitlines()), "a value is malformed")
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
-    if values is None:
-        values = {}  # a document that begins and holds nothing
+    values = {} if values is None else values  # none: a document that begins and holds nothing
     if not isinstance(values, dict):
         raise ConfigError(f"{name}:1: a {kind.noun} file holds {kind.example}, not {_shown(values)}")
     values = _without_empty(values, kind.model, top=True)

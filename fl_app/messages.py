@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 SCORE, DERIVE, PERSONALISE = "score", "derive", "personalise"
@@ -29,10 +29,19 @@ PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administra
 MAIN, SUPERNET, SEARCHED = "main", "supernet", "searched"
 TASKS = (PREPARE, TRAIN, VALIDATE, TEST, SCORE, DERIVE, PERSONALISE)
 
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only characters that can be printed")
+    return text
+
+
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Bytes = Annotated[int, Field(ge=0, le=10**15)]
 Seconds = Annotated[float, Field(ge=0, le=10**8)]
 Score = Annotated[float, Field(ge=0, le=1)]
+# it stands in the server's log, in result.json and on the lead's screen: one short line, and no control characters
+Word = Annotated[str, Field(max_length=100), AfterValidator(_check_printable)]
 
 
 class Report(BaseModel):
@@ -68,9 +77,9 @@ class SiteReady(Report):
     validation_cases: Count
     test_cases: Count
     warnings: Count = Field(description="how many findings of the data check were not errors")
-    device: str = Field(max_length=100)
+    device: Word
     precision: Literal["bf16", "fp16", "fp32"]
-    versions: dict[str, str]
+    versions: Annotated[dict[Word, Word], Field(max_length=50)]
     restored: bool | None = Field(
         description="its optimiser and local layers as after the server's last round; none: nothing to restore",
     )
@@ -82,7 +91,9 @@ class Validation(Report):
     """Scores of a model on a site's validation cases."""
 
     cases: Count
-    metrics: dict[str, Score | None] = Field(description="by name; none where no case holds the organ")
+    metrics: Annotated[dict[Word, Score | None], Field(max_length=1000)] = Field(
+        description="by name; none where no case holds the organ"
+    )
     seconds: Seconds
 
 
@@ -119,8 +130,8 @@ class TestReport(Report):
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    dice: dict[str, Spread]
-    surface_dice: dict[str, Spread]
+    dice: Annotated[dict[Word, Spread], Field(max_length=1000)]
+    surface_dice: Annotated[dict[Word, Spread], Field(max_length=1000)]
     seconds: Seconds
 
     @model_validator(mode="after")
