@@ -68,7 +68,7 @@ class Federation(Controller):
         folder = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())) / "result"
         self._models = folder / "model"
         self._record = Record(folder / "result.json", self._job)
-        network = build_network(self._job.network, len(self._job.data.labels), self._job.seed)
+        network = build_network(self._job)
         self._values: Values = dict(network.state_dict())
         self._exchanged = exchanged_names(network, self._job.federation.normalisation)
         self._best: tuple[int, float] | None = None

@@ -8,6 +8,7 @@ from importlib import metadata
 import typer
 
 from fl_app.cli import client, config, job, kit, server
+from fl_app.cli.networks import networks
 from fl_app.cli.phantom import phantom
 from fl_app.cli.provision import provision
 from fl_app.cli.simulate import simulate
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(provision)
 app.command()(phantom)
+app.command()(networks)
 app.add_typer(config.app, name="config")
 app.add_typer(kit.app, name="kit")
 app.add_typer(server.app, name="server")
