@@ -88,7 +88,7 @@ def unet_memory(job: Job) -> int:
     """Bytes that training the job's own network takes."""
     device = torch.device("cpu")
     precision = choose_precision(job.training.precision, device)
-    network = build_network(job.network, len(job.data.labels), job.seed)
+    network = build_network(job)
     patch, batch = job.data.patch_voxels, job.training.batch_size
     return training_memory(network, patch, batch, device, precision, job.training).total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -153,10 +154,8 @@ def _context(values: dict[Any, Any]) -> dict[str, Any]:
     labels = data.get("labels", {"spleen": 1}) if isinstance(data, dict) else {"spleen": 1}
     if isinstance(labels, dict):
         context["reported_metrics"] = reported_metrics(label for label in labels if isinstance(label, str))
-    try:
-        context["patch_multiple"] = NetworkSettings.model_validate(values.get("network", {})).patch_multiple
-    except ValidationError:
-        context["patch_multiple"] = 1
+    with contextlib.suppress(ValidationError):  # reported where the whole job is read
+        context["network"] = NetworkSettings.model_validate(values.get("network", {}))
     return context
 
 

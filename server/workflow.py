@@ -65,7 +65,7 @@ class Workflow:
 
     def _train_main(self) -> Training | None:
         """The job's own network, at the sites whose memory holds it; none if that is nowhere so."""
-        network = build_network(self._job.network, len(self._job.data.labels), self._job.seed)
+        network = build_network(self._job)
         standing = self._progress.standing(MAIN, dict(network.state_dict()))
         exchanged = exchanged_names(network, self._job.federation.normalisation)
         result = self.record.result

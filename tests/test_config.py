@@ -57,13 +57,14 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(tmp_path):
         load_job(path)
     training = "loss, optimizer, learning_rate, schedule, weight_decay, steps_per_round, batch_size, foreground_share, "
     training += "precision, gradient_clip, deterministic, augmentation"
+    networks = "unet, segresnet, dynunet, vnet, ahnet, unetr, swinunetr, dints"
     expected = [
         ":1 name: 'Spleen 2' - lower-case letters, digits, '-' and '_', at most 40, beginning with a letter or digit",
         ":3 data.labels: {...} - at least one organ, such as {spleen: 1}",
         ":4 data.spacing_mm: [1.5, 1.5] - a list of 3 values",
         ":5 data.window_hu: [240, -160] - [lower, upper] with lower < upper, such as [-160, 240]",
         ":7 data.test_fraction: 1.5 - less than 1.0",
-        ":9 network.name: 'unett' - one of unet, segresnet (did you mean unet?)",
+        f":9 network.name: 'unett' - one of {networks} (did you mean unet?)",
         f":11 training.optimiser: unknown key - allowed here: {training} (did you mean optimizer?)",
         ":12 training.loss: 'dice-ce' - one of dice_ce, dice, dice_focal (did you mean dice_ce?)",
         ":13 training.batch_size: 0 - more than 0",
@@ -266,7 +267,7 @@ def test_each_side_of_a_patch_is_a_multiple_of_what_the_network_needs(network, m
     def job(side):
         return yaml.safe_dump({"network": network, "data": {"patch_voxels": [multiple, side, 2 * multiple]}})
 
-    assert NetworkSettings.model_validate(network).patch_multiple == multiple
+    assert NetworkSettings.model_validate(network).patch_multiples((8, 8, 8), (1, 1, 1)) == (multiple,) * 3
     assert parse_job(job(3 * multiple)).data.patch_voxels == (multiple, 3 * multiple, 2 * multiple)
     nearest = 8 if multiple == 2 else 3 * multiple
     found = mistake(job(3 * multiple + 1))

@@ -70,11 +70,11 @@ def test_other_programs_find_the_numbers_of_the_labels_in_the_metadata(path):
 
 
 def test_a_network_can_be_built_and_filled_from_the_file_alone(tmp_path):
-    network = build_network(JOB.network, 2, seed=9)
+    network = build_network(JOB.model_copy(update={"seed": 9}))
     network.eval()
     save_model(tmp_path / "m", network.state_dict(), info())
     values, described = load_model(tmp_path / "m")
-    again = build_network(described.job.network, len(described.job.data.labels), seed=1)
+    again = build_network(described.job)
     again.load_state_dict(values)
     again.eval()
     image = torch.randn(1, 1, 16, 16, 16)

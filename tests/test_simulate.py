@@ -191,7 +191,7 @@ def test_local_normalisation_stays_at_the_sites(tmp_path):
     assert done.returncode == 0, done.stderr
     result = read_result(tmp_path / "out" / "result.json")
     weights, info = load_model(tmp_path / "out" / "model" / "last.safetensors")
-    start = build_network(info.job.network, 1, info.job.seed).state_dict()
+    start = build_network(info.job).state_dict()
     stayed = {name for name in weights if torch.equal(weights[name], start[name])}
     assert any("running_mean" in name for name in stayed) and any(".N." in name for name in stayed)
     moved = [weights[name] for name in weights if name not in stayed]

@@ -120,7 +120,7 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
 @pytest.mark.parametrize("normalisation", ["instance", "batch", "group"])
 def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normalisation):
     settings = NetworkSettings(channels=(4, 8, 16, 16, 16), residual_units=1, normalisation=normalisation)
-    network = guard_convolutions(build_network(settings, 1)).to(memory_format=torch.channels_last_3d)
+    network = guard_convolutions(build_network(Job(network=settings))).to(memory_format=torch.channels_last_3d)
     label = torch.zeros(2, 1, 32, 32, 32)
     label[:, :, 8:20, 10:22, 6:18] = 1
     image = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
@@ -138,7 +138,7 @@ def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normal
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 def test_guarding_changes_neither_names_nor_weights_nor_results(name):
     settings = NetworkSettings(name=name, channels=(8, 16))
-    plain, guarded = (build_network(settings, 1, seed=4).eval() for _ in range(2))
+    plain, guarded = (build_network(Job(network=settings, seed=4)).eval() for _ in range(2))
     guard_convolutions(guarded)
     assert list(plain.state_dict()) == list(guarded.state_dict())
     assert same(plain.state_dict(), guarded.state_dict())
@@ -147,7 +147,7 @@ def test_guarding_changes_neither_names_nor_weights_nor_results(name):
 
 
 def test_a_guarded_network_takes_the_weights_of_an_unguarded_one():
-    plain, guarded = (build_network(NetworkSettings(), 1, seed=seed) for seed in (1, 2))
+    plain, guarded = (build_network(Job(seed=seed)) for seed in (1, 2))
     guard_convolutions(guarded).load_state_dict(plain.state_dict())
     assert same(plain.state_dict(), guarded.state_dict())
 
@@ -163,7 +163,7 @@ def trained(job, cases, stream="site-1", rounds=(1,), steps=3):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
-@pytest.mark.parametrize("network", [{}, {"dropout": 0.2}, {"name": "segresnet", "channels": (8, 16)}])
+@pytest.mark.parametrize("network", [{}, {"dropout": 0.2}, {"name": "segresnet", "residual_units": None}])
 def test_the_same_job_gives_the_same_weights_to_the_bit(cases, network, precision):
     training = {"deterministic": True, "precision": precision, "augmentation": {"noise": 0.1}}
     job = tiny_job(network=network, training=training)
@@ -200,12 +200,12 @@ def test_streams_are_the_same_on_every_machine_and_differ_by_every_name():
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 def test_the_first_weights_depend_on_the_seed_alone(name):
     settings = NetworkSettings(name=name, channels=(8, 16))
-    first = build_network(settings, 1, seed=3).state_dict()
+    first = build_network(Job(network=settings, seed=3)).state_dict()
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    assert same(build_network(settings, 1, seed=3).state_dict(), first)
+    assert same(build_network(Job(network=settings, seed=3)).state_dict(), first)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not same(build_network(settings, 1, seed=4).state_dict(), first)
+    assert not same(build_network(Job(network=settings, seed=4)).state_dict(), first)
 
 
 def test_every_site_begins_with_the_same_weights(cases):
@@ -248,7 +248,9 @@ def test_every_way_of_training_lowers_the_loss(cases, training):
     assert losses[3] < losses[0]
 
 
-@pytest.mark.parametrize("network", [{"normalisation": "batch"}, {"normalisation": "group"}, {"name": "segresnet"}])
+@pytest.mark.parametrize(
+    "network", [{"normalisation": "batch"}, {"normalisation": "group"}, {"name": "segresnet", "residual_units": None}]
+)
 def test_every_network_lowers_the_loss(cases, network):
     job = tiny_job(network={"channels": (8, 16)} | network)
     trainer = Trainer(job, cases, CPU, "site-1")
@@ -271,7 +273,7 @@ def test_the_learning_rate_falls_as_its_schedule_says(schedule, half, end):
     ("name", "kind"), [("novograd", "Novograd"), ("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")]
 )
 def test_an_optimizer_is_what_it_is_called_and_holds_every_weight(name, kind):
-    network = build_network(NetworkSettings(channels=(2, 4)), 1)
+    network = build_network(Job(network={"channels": (2, 4)}))
     settings = TrainingSettings(optimizer=name, learning_rate=0.3, weight_decay=0.2)
     optimizer = build_optimizer(settings, network)
     assert type(optimizer).__name__ == kind
@@ -379,7 +381,7 @@ NORMALISATIONS = ["instance", "batch", "group"]
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_all_weights_and_statistics_travel_but_no_counters(name, normalisation):
-    network = build_network(NetworkSettings(name=name, channels=(8, 16), normalisation=normalisation), 1)
+    network = build_network(Job(network={"name": name, "channels": (8, 16), "normalisation": normalisation}))
     state = network.state_dict()
     names = exchanged_names(network, "average")
     assert list(names) == sorted(names)
@@ -391,7 +393,7 @@ def test_all_weights_and_statistics_travel_but_no_counters(name, normalisation):
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_local_normalisation_keeps_exactly_its_layers_at_the_site(name, normalisation):
-    network = build_network(NetworkSettings(name=name, channels=(8, 16), normalisation=normalisation), 1)
+    network = build_network(Job(network={"name": name, "channels": (8, 16), "normalisation": normalisation}))
     average, local = (set(exchanged_names(network, rule)) for rule in ("average", "local"))
     norms = [module for module in network.modules() if "Norm" in type(module).__name__]
     kept = {id(value) for module in norms for value in module.state_dict(keep_vars=True).values()}
@@ -855,7 +857,7 @@ FP32 = MixedPrecision("fp32", CPU)
 
 def test_predictions_are_probabilities_of_the_whole_volume(cases):
     job = tiny_job(data={"patch_voxels": (8, 8, 8)})
-    network = build_network(NetworkSettings(channels=(4, 8), dropout=0.5), 1).train()
+    network = build_network(Job(network={"channels": (4, 8), "dropout": 0.5})).train()
     found = predict(network, cases[0].image, job, FP32)
     assert found.shape == (2, *cases[0].image.shape[1:]) and found.dtype == torch.float32
     torch.testing.assert_close(found.sum(0), torch.ones(found.shape[1:]))
@@ -864,7 +866,7 @@ def test_predictions_are_probabilities_of_the_whole_volume(cases):
 
 
 def test_windows_overlap_as_much_as_the_job_says(cases):
-    network = build_network(tiny_job().network, 1)
+    network = build_network(tiny_job())
     base = tiny_job(data={"patch_voxels": (8, 8, 8)}).model_dump()
     jobs = [Job.model_validate(base | {"evaluation": {"overlap": share}}) for share in (0.0, 0.5)]
     none, half = (predict(network, cases[0].image, job, FP32) for job in jobs)

@@ -22,7 +22,7 @@ if __name__ == "__main__":
                 "in_channels": 1,
                 "out_channels": 2,
                 "channels": list(settings.channels),
-                "strides": [2] * settings.halvings,
+                "strides": [2] * (len(settings.channels) - 1),
                 "num_res_units": settings.residual_units,
             },
         },

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fl_app.cli import audit, client, config, job, kit, server
+from fl_app.cli.networks import networks
 from fl_app.cli.phantom import phantom
 from fl_app.cli.provision import provision
 from fl_app.cli.report import report
@@ -26,6 +27,7 @@ app.command()(provision)
 app.command()(report)
 app.command()(phantom)
 app.add_typer(audit.app, name="audit")
+app.command()(networks)
 app.add_typer(config.app, name="config")
 app.add_typer(kit.app, name="kit")
 app.add_typer(server.app, name="server")

@@ -7,7 +7,8 @@ from fl_app.config.base import Settings
 from fl_app.config.data import DataSettings
 from fl_app.config.federation import FederationSettings
 from fl_app.config.job import Job
-from fl_app.config.network import NetworkSettings
+from fl_app.config.network import NetworkSettings, network_sizes
+from fl_app.config.plan import Plan, plan_unet
 from fl_app.config.training import AugmentationSettings, EvaluationSettings, TrainingSettings
 
 __all__ = [
@@ -17,6 +18,9 @@ __all__ = [
     "FederationSettings",
     "Job",
     "NetworkSettings",
+    "Plan",
     "Settings",
     "TrainingSettings",
+    "network_sizes",
+    "plan_unet",
 ]

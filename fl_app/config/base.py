@@ -21,7 +21,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        number = cls.model_fields[str(info.field_name)].annotation in (int, float)
+        number = cls.model_fields[str(info.field_name)].annotation in (int, float, int | None, float | None)
         if isinstance(value, bool) and number:
             raise mistake("a number; YAML reads yes, no, on and off as true and false")
         return value

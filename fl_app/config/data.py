@@ -58,8 +58,10 @@ class DataSettings(Settings):
 
     @field_validator("patch_voxels")
     @classmethod
-    def _patch_divides(cls, patch: tuple[int, int, int], info: ValidationInfo) -> tuple[int, int, int]:
-        check_patch(patch, (info.context or {}).get("patch_multiple", 1))
+    def _patch_fits_network(cls, patch: tuple[int, int, int], info: ValidationInfo) -> tuple[int, int, int]:
+        network = (info.context or {}).get("network")
+        if network and "spacing_mm" in info.data and (problem := network.patch_problem(patch, info.data["spacing_mm"])):
+            raise mistake(problem)
         return patch
 
     @model_validator(mode="after")
@@ -67,10 +69,3 @@ class DataSettings(Settings):
         if self.validation_fraction + self.test_fraction >= 1:
             raise mistake("validation_fraction and test_fraction that leave some cases for training (sum below 1)")
         return self
-
-
-def check_patch(patch: tuple[int, int, int], multiple: int) -> None:
-    """Raise if a side of the patch (voxels) does not divide by what the network needs."""
-    if any(size % multiple for size in patch):
-        nearest = [max(multiple, round(size / multiple) * multiple) for size in patch]
-        raise mistake(f"multiples of {multiple} for this network (nearest: {nearest})")

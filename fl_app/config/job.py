@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fl_app.config.base import Settings
-from fl_app.config.data import DataSettings, check_patch
+from fl_app.config.base import Settings, mistake
+from fl_app.config.data import DataSettings
 from fl_app.config.federation import FederationSettings
 from fl_app.config.network import NetworkSettings
 from fl_app.config.personal import PersonalSettings
@@ -32,7 +32,11 @@ class Job(Settings):
 
     @model_validator(mode="after")
     def _patch_fits_network(self) -> Job:
-        check_patch(self.data.patch_voxels, self.network.patch_multiple)
-        if self.search.wanted:
-            check_patch(self.data.patch_voxels, self.search.space.patch_multiple)
+        problem = self.network.patch_problem(self.data.patch_voxels, self.data.spacing_mm)
+        if problem:
+            raise mistake(problem)
+        multiple = self.search.space.patch_multiple
+        if self.search.wanted and any(size % multiple for size in self.data.patch_voxels):
+            nearest = [max(multiple, round(size / multiple) * multiple) for size in self.data.patch_voxels]
+            raise mistake(f"multiples of {multiple} for search.space (nearest: {nearest})")
         return self

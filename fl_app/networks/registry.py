@@ -1,16 +1,23 @@
-"""Build a network from its settings, and say which of its values the sites exchange."""
+"""Build the network that a job names, and say which of its values the sites exchange."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from monai.networks.nets.ahnet import AHNet
+from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unet import UNet
+from monai.networks.nets.unetr import UNETR
+from monai.networks.nets.vnet import VNet
 from torch import nn
 
-from fl_app.config import NetworkSettings
+from fl_app.config import Job, plan_unet
 from fl_app.errors import ConfigError
+from fl_app.networks.dints import build_dints
 
 # group normalisation with one group: MONAI's U-Net also normalises its output layer, whose channels are few
 _NORMALISATION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,36 +33,14 @@ _NORMALISATION_LAYERS = (
 )
 
 
-def build_network(settings: NetworkSettings, organs: int, seed: int = 0) -> nn.Module:
-    """A network that maps (batch, 1, x, y, z) to logits (batch, 1 + organs, x, y, z).
+def build_network(job: Job) -> nn.Module:
+    """The job's network: it maps (batch, 1, x, y, z) to logits (batch, 1 + organs, x, y, z); channel 0 is background.
 
-    Args:
-        settings: the job's network section.
-        organs: how many organs; channel 0 is background.
-        seed: of the initial weights; the caller's random stream is left as it was.
+    The initial weights depend on the job's seed alone; the caller's random stream is left as it was.
     """
-    normalisation = _NORMALISATION[settings.normalisation]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if settings.name == "unet":
-            return UNet(
-                spatial_dims=3,
-                in_channels=1,
-                out_channels=1 + organs,
-                channels=settings.channels,
-                strides=(2,) * settings.halvings,
-                num_res_units=settings.residual_units,
-                norm=normalisation,
-                dropout=settings.dropout,
-            )
-        return SegResNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=1 + organs,
-            init_filters=settings.channels[0],
-            norm=normalisation,
-            dropout_prob=settings.dropout or None,
-        )
+        torch.manual_seed(job.seed)
+        return _BUILDERS[job.network.name](job, 1 + len(job.data.labels))
 
 
 def exchanged_names(network: nn.Module, normalisation: str) -> tuple[str, ...]:
@@ -82,3 +67,106 @@ def exchanged_names(network: nn.Module, normalisation: str) -> tuple[str, ...]:
             )
         names -= local
     return tuple(sorted(names))
+
+
+def _unet(job: Job, classes: int) -> nn.Module:
+    channels = job.network.channels
+    assert channels is not None and job.network.residual_units is not None  # the settings give every U-Net its own
+    return UNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=classes,
+        channels=channels,
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=job.network.residual_units,
+        norm=_NORMALISATION[job.network.normalisation],
+        dropout=job.network.dropout,
+    )
+
+
+def _segresnet(job: Job, classes: int) -> nn.Module:
+    assert job.network.channels is not None
+    return SegResNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=classes,
+        init_filters=job.network.channels[0],
+        norm=_NORMALISATION[job.network.normalisation],
+        dropout_prob=job.network.dropout or None,
+    )
+
+
+def _dynunet(job: Job, classes: int) -> nn.Module:
+    """nnU-Net's plain U-Net (Isensee et al., Nature Methods 2021): medium has its width, small half, large double."""
+    plan = plan_unet(job.data.patch_voxels, job.data.spacing_mm)
+    width = {"small": 16, "medium": 32, "large": 64}[str(job.network.size)]
+    network = DynUNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=classes,
+        kernel_size=plan.kernels,
+        strides=plan.strides,
+        upsample_kernel_size=plan.strides[1:],
+        filters=[min(width * 2**level, width * 10) for level in range(len(plan.strides))],
+        norm_name=_NORMALISATION[job.network.normalisation],
+    )
+    # MONAI holds these layers a second time in skip_layers, which is what runs: each value travels under one name
+    del network.input_block, network.downsamples, network.bottleneck, network.upsamples
+    return network
+
+
+def _vnet(job: Job, classes: int) -> nn.Module:
+    assert job.network.dropout is not None
+    network = VNet(spatial_dims=3, in_channels=1, out_channels=classes)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout3d):
+            module.p = job.network.dropout  # MONAI's argument leaves two of the layers at 0.5
+    return network
+
+
+def _ahnet(job: Job, classes: int) -> nn.Module:
+    """With as many residual blocks as ResNet-26, 50 or 101; four pyramid levels would need patches of 128 voxels."""
+    blocks = {"small": (2, 2, 2, 2), "medium": (3, 4, 6, 3), "large": (3, 4, 23, 3)}[str(job.network.size)]
+    return AHNet(blocks, spatial_dims=3, in_channels=1, out_channels=classes, psp_block_num=2)
+
+
+def _unetr(job: Job, classes: int) -> nn.Module:
+    """With the vision transformer Ti, S or B (the paper's); all have 12 layers and 64 features a head."""
+    features, hidden = {"small": (8, 192), "medium": (16, 384), "large": (16, 768)}[str(job.network.size)]
+    return UNETR(
+        in_channels=1,
+        out_channels=classes,
+        img_size=job.data.patch_voxels,
+        feature_size=features,
+        hidden_size=hidden,
+        mlp_dim=4 * hidden,
+        num_heads=hidden // 64,
+        norm_name=_NORMALISATION[job.network.normalisation],
+        dropout_rate=job.network.dropout,
+    )
+
+
+def _swinunetr(job: Job, classes: int) -> nn.Module:
+    return SwinUNETR(
+        in_channels=1,
+        out_channels=classes,
+        feature_size={"small": 12, "medium": 24, "large": 48}[str(job.network.size)],
+        norm_name=_NORMALISATION[job.network.normalisation],
+        drop_rate=job.network.dropout,
+    )
+
+
+def _dints(job: Job, classes: int) -> nn.Module:
+    return build_dints(str(job.network.size), classes, _NORMALISATION[job.network.normalisation])
+
+
+_BUILDERS: dict[str, Callable[[Job, int], nn.Module]] = {
+    "unet": _unet,
+    "segresnet": _segresnet,
+    "dynunet": _dynunet,
+    "vnet": _vnet,
+    "ahnet": _ahnet,
+    "unetr": _unetr,
+    "swinunetr": _swinunetr,
+    "dints": _dints,
+}

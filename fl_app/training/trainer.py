@@ -44,6 +44,14 @@ class Steps:
     seconds: float
 
 
+def network_on(device: torch.device, job: Job) -> nn.Module:
+    """The job's network as it trains on a device: guarded, in the faster memory layout."""
+    network = guard_convolutions(build_network(job)).to(device)
+    if job.network.name in _CHANNELS_LAST:
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
+
+
 class Trainer:
     """A network, its optimiser and the cases they learn from, at one site.
 
@@ -69,11 +77,7 @@ class Trainer:
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        own = network is None
-        network = network or build_network(job.network, len(job.data.labels), job.seed)
-        self.network = guard_convolutions(network).to(device)
-        if own and job.network.name in _CHANNELS_LAST:
-            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = network_on(device, job) if network is None else guard_convolutions(network).to(device)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
         self._sampler = PatchSampler(
