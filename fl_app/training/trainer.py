@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,17 +49,26 @@ class Trainer:
         cases: prepared training cases; may be empty if only scoring is wanted.
         device: where to compute.
         stream: name of the random stream, such as the site's name.
+        network: the network to train; None: the job's.
     """
 
-    def __init__(self, job: Job, cases: Sequence[PreparedCase], device: torch.device, stream: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        cases: Sequence[PreparedCase],
+        device: torch.device,
+        stream: str,
+        network: nn.Module | None = None,
+    ) -> None:
         if job.training.deterministic:
             make_deterministic()
         self.job = job
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        self.network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(device)
-        if job.network.name in _CHANNELS_LAST:
+        built = build_network(job.network, len(job.data.labels), job.seed) if network is None else network
+        self.network = guard_convolutions(built).to(device)
+        if network is None and job.network.name in _CHANNELS_LAST:
             self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
@@ -102,24 +112,12 @@ class Trainer:
         started = time.monotonic()
         if steps and not self._sampler.cases:
             raise DataError("there are no training cases")
-        settings = self.job.training
         chance = start_stream(self.job.seed, self.stream, round_number)
         reference = self._proximal_reference()
         total = torch.zeros((), device=self.device)
         self.network.train()
         for step in range(steps):
-            rate = learning_rate(settings, ((round_number - 1) * steps + step) / (rounds * steps))
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            images, labels = self._sampler.draw(settings.batch_size, chance)
-            images, labels = images.to(self.device), labels.to(self.device)
-            with self.precision.autocast():
-                logits = self.network(images)
-            loss = self._loss(logits.float(), labels)
-            total += loss.detach()
-            self.precision.step(
-                loss + self._proximal_term(reference), self.network, self._optimizer, settings.gradient_clip
-            )
+            total += self._step(((round_number - 1) * steps + step) / (rounds * steps), chance, reference)
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
             raise TrainingError(
@@ -132,6 +130,24 @@ class Trainer:
         """Score the network: on the job's grid, or natively (each annotator's own grid, with surface distance)."""
         scorer = score_native if native else score_prepared
         return scorer(self.network, cases, self.job, self.precision)
+
+    def _step(
+        self, progress: float, chance: np.random.Generator, reference: list[tuple[nn.Parameter, torch.Tensor]]
+    ) -> torch.Tensor:
+        """One optimiser step when ``progress`` (0 to 1) of the training is done; the loss."""
+        settings = self.job.training
+        rate = learning_rate(settings, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self._sampler.draw(settings.batch_size, chance)
+        images, labels = images.to(self.device), labels.to(self.device)
+        with self.precision.autocast():
+            logits = self.network(images)
+        loss: torch.Tensor = self._loss(logits.float(), labels)
+        self.precision.step(
+            loss + self._proximal_term(reference), self.network, self._optimizer, settings.gradient_clip
+        )
+        return loss.detach()
 
     def _proximal_reference(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         if self.job.federation.algorithm != "fedprox":

@@ -73,9 +73,8 @@ def decode(
     space = memory.space
     choices = choices_of(space, must_contain)
     paths = Paths(memory, choices, scores.values(space), BEST, budget)
-    ends = sorted(paths.ends(), key=lambda end: (-end[0], end[1:]))
-    for _, fed, column in ends[:_TRIES] if at_least else ends[:1]:
-        network = paths.trace(fed, column, _first_largest)
+    for end in sorted(paths.ends(), key=lambda end: (-end.value, end.steps, end.fed))[: _TRIES if at_least else 1]:
+        network = paths.trace(end, _first_largest)
         if memory.total(network) >= at_least:
             return network
     least = least_network(memory, must_contain)
@@ -100,7 +99,7 @@ def least_network(memory: MemoryModel, must_contain: Architecture | None = None)
     values = [[{name: -size for name, size in cell.items()} for cell in memory.cells]] * memory.space.blocks
     choices = choices_of(memory.space, must_contain)
     paths = Paths(memory, choices, values, BEST, None, start=lambda nodes: -memory.inputs(nodes))
-    traced = [paths.trace(fed, column, _first_largest) for _, fed, column in paths.ends()]
+    traced = [paths.trace(end, _first_largest) for end in paths.ends()]
     return min(traced, key=memory.total)
 
 

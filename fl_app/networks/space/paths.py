@@ -73,6 +73,15 @@ class Option(NamedTuple):
     variants: tuple[Variant, ...]
 
 
+class End(NamedTuple):
+    """A way to end: its value, the steps it takes in all, what the last block feeds, the steps until there."""
+
+    value: float
+    steps: int
+    fed: int
+    column: int
+
+
 class Paths:
     """The networks of a space that fit a budget, or the best of them, from left to right.
 
@@ -111,23 +120,27 @@ class Paths:
         ]
         self._levels = self._forward(start)
 
-    def ends(self) -> Iterator[tuple[float, int, int]]:
-        """For each way to end: its value, what the last block feeds, and the steps spent until there."""
+    def ends(self) -> Iterator[End]:
+        """All ways to end."""
         for state, row in self._levels[-1][-1].items():
             if not state.rest and state.convolved and state.fed & 1:
-                free = self._columns - self._steps(self.memory.outputs(_members(state.fed)))
-                for column in range(max(0, free)):
+                extra = self._steps(self.memory.outputs(_members(state.fed)))
+                for column in range(max(0, self._columns - extra)):
                     if row[column] != self.algebra.nothing:
-                        yield float(row[column]), state.fed, column
+                        yield End(float(row[column]), column + extra, state.fed, column)
 
-    def trace(self, fed: int, column: int, pick: Callable[[list[float]], int]) -> Architecture:
+    def bytes_of(self, end: End) -> float:
+        """Bytes that a network with this end takes at most, rounding included; only with a budget."""
+        return self.memory.fixed + end.steps * self._width
+
+    def trace(self, end: End, pick: Callable[[list[float]], int]) -> Architecture:
         """A network with this end, from right to left.
 
         Args:
-            fed: what the last block feeds.
-            column: steps spent until there.
+            end: one of `ends`.
             pick: of values of different ways to the same place, chooses one.
         """
+        fed, column = end.fed, end.column
         blocks: list[tuple[str | None, ...]] = []
         for block in reversed(range(self.space.blocks)):
             state = State(0, fed, True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -159,7 +160,20 @@ class DiscreteNetwork(_Grid):
 
 
 @lru_cache(maxsize=1024)
-def weight_names(space: SearchSpace, architecture: Architecture) -> tuple[str, ...]:
-    """The names of an architecture's weights, sorted; nothing is computed and no memory is taken."""
+def weight_sizes(space: SearchSpace, architecture: Architecture, organs: int) -> Mapping[str, int]:
+    """How many values each of an architecture's weights has, by name; nothing is computed and no memory is taken."""
     with torch.device("meta"):
-        return tuple(sorted(DiscreteNetwork(space, architecture, organs=1).state_dict()))
+        state = DiscreteNetwork(space, architecture, organs).state_dict()
+    return MappingProxyType({name: value.numel() for name, value in sorted(state.items())})
+
+
+def weight_names(space: SearchSpace, architecture: Architecture) -> tuple[str, ...]:
+    """The names of an architecture's weights, sorted."""
+    return tuple(weight_sizes(space, architecture, 1))
+
+
+@lru_cache(maxsize=16)
+def supernet_size(space: SearchSpace, organs: int) -> int:
+    """How many values a supernet has."""
+    with torch.device("meta"):
+        return sum(value.numel() for value in Supernet(space, organs).state_dict().values())
