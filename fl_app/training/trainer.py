@@ -131,6 +131,10 @@ class Trainer:
         scorer = score_native if native else score_prepared
         return scorer(self.network, cases, self.job, self.precision)
 
+    def _predict(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(images)
+        return logits
+
     def _step(
         self, progress: float, chance: np.random.Generator, reference: list[tuple[nn.Parameter, torch.Tensor]]
     ) -> torch.Tensor:
@@ -142,7 +146,7 @@ class Trainer:
         images, labels = self._sampler.draw(settings.batch_size, chance)
         images, labels = images.to(self.device), labels.to(self.device)
         with self.precision.autocast():
-            logits = self.network(images)
+            logits = self._predict(images)
         loss: torch.Tensor = self._loss(logits.float(), labels)
         self.precision.step(
             loss + self._proximal_term(reference), self.network, self._optimizer, settings.gradient_clip

@@ -68,8 +68,8 @@ class MemoryModel:
         """Bytes that every network takes: the head, the loss and the offset."""
         logits, fine = 1 + self.organs, channels_at(self.space, 0)
         taps = 64 if self.space.downsampling_stem else 27
-        # for each logit and voxel, in fp32: itself, its softmax, its log-softmax and the one-hot label
-        loss = 4 * 4 * logits * self._patch_voxels
+        # Dice and cross-entropy: softmax, log-softmax and one-hot label of each logit in fp32, the label in 8 bytes
+        loss = (3 * 4 * logits + 8) * self._patch_voxels
         return self._bytes(fine * self._voxels(0), (taps * fine + 1) * logits) + self.scale * loss + self.offset
 
     def inputs(self, nodes: frozenset[int]) -> float:
