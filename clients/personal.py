@@ -20,8 +20,8 @@ from fl_app.model_file import ModelInfo, save_model
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.result import software_versions
+from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
-from fl_app.training.cost import training_memory
 from fl_app.training.reporting import test_report, validation_report, write_case_scores
 from fl_app.training.trainer import Trainer
 
@@ -63,16 +63,7 @@ class _Candidates:
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
-            settings = self._job.training
-            memory = training_memory(
-                trainer.network,
-                self._job.data.patch_voxels,
-                settings.batch_size,
-                trainer.device,
-                trainer.precision.name,
-                settings,
-            )
-            self._memory[id(trainer)] = memory.total
+            self._memory[id(trainer)] = training_memory(trainer.network, self._job, trainer.device)
         return self._memory[id(trainer)]
 
 

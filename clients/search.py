@@ -16,16 +16,14 @@ import torch
 from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
-from fl_app.errors import BudgetError
 from fl_app.messages import DeriveReport, ScoreReport, SearchReady, TrainReport
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork, weight_names
-from fl_app.search.memory import calibrate
+from fl_app.search.memory import calibrate, training_memory
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.site import SiteSettings
-from fl_app.training.cost import training_memory
 from fl_app.training.device import free_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.trainer import Trainer
@@ -79,22 +77,12 @@ class SiteSearch:
         Raises:
             BudgetError: not even the smallest network of the space fits.
         """
-        self._memory: MemoryModel = calibrate(self._job, self._space, self._device, main.precision.name)
-        smallest = self._any.smallest
-        if self._memory.total(smallest) > self._budget:
-            raise BudgetError(
-                "memory_budget_gib: no network of the job's search.space fits in it - raise it, or ask for a job with "
-                "smaller search.space.channels, data.patch_voxels or training.batch_size",
-                math.ceil(self._memory.total(smallest)),
-            )
-        settings = self._job.training
-        taken = training_memory(
-            main.network, self._job.data.patch_voxels, settings.batch_size, self._device, main.precision.name, settings
-        )
-        _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {taken.total}")
+        self._memory: MemoryModel = calibrate(self._job, self._space, self._device, self._budget)
+        taken = training_memory(main.network, self._job, self._device)
+        _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {taken}")
         return SearchReady(
             budget_bytes=self._budget,
-            main_bytes=taken.total,
+            main_bytes=taken,
             scale=self._memory.scale,
             offset=self._memory.offset,
             value_bytes=2 if self._memory.value_bytes == 2 else 4,
@@ -137,21 +125,11 @@ class SiteSearch:
         consensus = read_architecture(str(facts["consensus"]), self._space)
         network = self._chosen(consensus)
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
-        settings = self._job.training
-        precision = self._trainer.precision.name
-        measured = training_memory(
-            module.to(self._device),
-            self._job.data.patch_voxels,
-            settings.batch_size,
-            self._device,
-            precision,
-            settings,
-        )
         return DeriveReport(
             architecture=network.to_json(),
             parameters=sum(value.numel() for value in module.parameters()),
             predicted_bytes=round(self._memory.total(network)),
-            measured_bytes=measured.total,
+            measured_bytes=training_memory(module, self._job, self._device),
             seconds=time.monotonic() - started,
         )
 

@@ -156,6 +156,10 @@ class Trainer:
         scorer = score_native if native else score_prepared
         return scorer(self.network, cases, self.job, self.precision)
 
+    def _predict(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(images)
+        return logits
+
     def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:
         """One optimiser step when ``progress`` (0 to 1) of the training is done; the loss."""
         settings = self.job.training
@@ -165,7 +169,7 @@ class Trainer:
         images, labels = self._sampler.draw(settings.batch_size, chance)
         images, labels = images.to(self.device), labels.to(self.device)
         with self.precision.autocast():
-            logits = self.network(images)
+            logits = self._predict(images)
         loss: torch.Tensor = self._loss(logits, labels)
         self.precision.step(
             loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip

@@ -34,7 +34,7 @@ class Scores:
         """What each operation of each edge adds to a network's value; an inactive edge adds nothing.
 
         An active edge adds log p - log(1 - p), its logit, so a network's value is the log-probability of its edges
-        (DiNTS, He et al., CVPR 2021, eq. 6) up to a constant; an operation other than the likeliest costs the
+        (DiNTS, He et al., CVPR 2021) up to a constant; an operation other than the likeliest costs the
         difference of their log-probabilities.
         """
         regret = self.operations - self.operations.max(-1, keepdims=True)

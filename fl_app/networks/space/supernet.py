@@ -111,7 +111,7 @@ class Supernet(_Grid):
         return self.run(image, architecture)
 
     def forward_mixed(self, image: torch.Tensor, edges: torch.Tensor, operations: torch.Tensor) -> torch.Tensor:
-        """Logits of all architectures at once: DiNTS's continuous supernet (He et al., CVPR 2021, eq. 1 and 2).
+        """Logits of all architectures at once: DiNTS's continuous supernet (He et al., CVPR 2021).
 
         Args:
             image: (batch, 1, x, y, z).
