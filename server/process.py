@@ -64,9 +64,9 @@ def _leave(engine: Any) -> None:
     """End the jobs first, so that their results are stored and their state is not RUNNING for ever; then the server."""
     runner = engine.job_runner
     context = engine.new_context()
+    end = time.monotonic() + _WAIT_FOR_JOBS_SECONDS
     for job_id in list(engine.run_processes):
         runner.stop_run(job_id, context)
-    end = time.monotonic() + _WAIT_FOR_JOBS_SECONDS
     while runner.running_jobs and time.monotonic() < end:
         time.sleep(0.1)
     for job_id in list(runner.running_jobs):  # on a busy machine: stored as it is, not left as RUNNING

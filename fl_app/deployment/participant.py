@@ -23,7 +23,7 @@ from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, read_site, write_site
 Say = Callable[[str], None]
 _POLL_SECONDS = 0.1
 _START_SECONDS = 60.0  # until a server listens, or a reachable server has registered the site
-_LEAVE_SECONDS = 14.0  # for an orderly end after a signal; what is left then is killed
+_LEAVE_SECONDS = 12.0  # for an orderly end after a signal; what is left then is killed
 _FREE_SECONDS = 3.0  # until the port of a server that was just killed is free
 _ASK_AGAIN_SECONDS = 3.0  # whether the server is there by now
 SITE_FILE = "site.yaml"
