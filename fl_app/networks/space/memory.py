@@ -75,7 +75,9 @@ class MemoryModel:
     def inputs(self, nodes: frozenset[int]) -> float:
         """Bytes of the stems from the image to the resolutions that the first block reads."""
         stride = 8 if self.space.downsampling_stem else 1
-        kept = sum((channels_at(self.space, node) + stride) * self._voxels(node) for node in nodes)
+        # in fp32 the finest stem's input is the patch itself, which is there anyway
+        shrunk = {node: stride if node or self.value_bytes < 4 else 0 for node in nodes}
+        kept = sum((channels_at(self.space, node) + shrunk[node]) * self._voxels(node) for node in nodes)
         return self._bytes(kept, sum(29 * channels_at(self.space, node) for node in nodes))
 
     def outputs(self, nodes: frozenset[int]) -> float:
