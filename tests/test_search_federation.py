@@ -1,0 +1,219 @@
+"""A whole architecture search with two sites of unequal memory, without FLARE: what they get, and what travels."""
+
+import json
+
+import pytest
+import torch
+
+from fl_app.config.space import SearchSpace
+from fl_app.config_file import load_job, parse_job
+from fl_app.errors import ConfigError, FederationError
+from fl_app.model_file import load_model
+from fl_app.networks.space.architecture import read_architecture
+from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
+from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.site import SiteSettings
+from tests.federation import write_job, write_sites
+
+SPACE = {"blocks": 3, "depths": 2, "channels": 4}
+SITES = {"site-1": 0.45, "site-2": 2.0}  # MiB
+MIB = 2**20
+
+
+class Wire:
+    """A channel that remembers what went over it."""
+
+    def __init__(self, channel):
+        self._channel = channel
+        self.sent = []
+
+    def ask(self, task, payloads, exchange, answer):
+        def heard(site, values, report):
+            payload = payloads[site]
+            self.sent.append((task, site, dict(payload.facts), set(payload.values), set(values), report))
+            return answer(site, values, report)
+
+        self._channel.ask(task, payloads, exchange, heard)
+
+
+def search_job(folder, **search):
+    return load_job(
+        write_job(
+            folder / "job.yaml",
+            training={"steps_per_round": 2, "precision": "fp32"},
+            network={"channels": [16, 32]},
+            federation={"rounds": 1},
+            search={
+                "strategy": "sampling",
+                "space": SPACE,
+                "supernet_rounds": 1,
+                "supernet_steps": 4,
+                "generations": 2,
+                "candidates": 3,
+                "rounds": 2,
+                **search,
+            },
+            personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1},
+        )
+    )
+
+
+def settings(data, folder, budgets=SITES):
+    return {
+        site: SiteSettings(
+            data=data / site,
+            threads=1,
+            cache=data / "cache",
+            state=folder / site / "state",
+            output=folder / site,
+            memory_budget_gib=mebibytes / 1024,
+        )
+        for site, mebibytes in budgets.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=5)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    job = search_job(folder)
+    sites = settings(data, folder)
+    wire = Wire(rehearsal_channel(job, sites))
+    return job, rehearse(job, sites, folder / "out", wire), wire.sent, folder
+
+
+def test_every_site_gets_a_network_in_its_own_budget(run):
+    job, result, _, _ = run
+    space = job.search.space
+    networks = {site: read_architecture(each.architecture, space) for site, each in result.search.sites.items()}
+    consensus = read_architecture(result.search.consensus, space)
+    for site, each in result.search.sites.items():
+        assert each.budget_bytes == int(SITES[site] / 1024 * 2**30)
+        assert max(each.predicted_bytes, each.measured_bytes) <= each.budget_bytes
+        assert consensus.is_subset(networks[site])
+    assert [len(each.sites) for each in result.search.rounds] == [2, 2]
+
+
+def test_a_site_whose_memory_the_plain_network_breaks_does_not_train_it(run):
+    _, result, sent, _ = run
+    fits = {site: each.main_bytes <= each.budget_bytes for site, each in result.search.sites.items()}
+    trained = {site for task, site, facts, *_ in sent if task == "train" and facts["network"] == "main"}
+    assert fits == {"site-1": False, "site-2": True} and trained == {"site-2"}
+    assert set(result.final.sites) == {"site-2"}
+    for site, kept in result.personal.sites.items():
+        assert all(model.memory_bytes <= result.search.sites[site].budget_bytes for model in kept.models.values())
+
+
+def test_each_site_keeps_the_best_of_its_models_by_its_own_validation(run):
+    _, result, _, folder = run
+    for site, kept in result.personal.sites.items():
+        best = max(model.validation_dice or 0.0 for model in kept.models.values())
+        assert kept.models[kept.chosen].validation_dice == best
+        assert (folder / site / "model.safetensors").exists()
+    assert set(result.personal.sites["site-1"].models) >= {"searched", "searched tuned"}
+    assert set(result.personal.sites["site-2"].models) >= {"federated", "federated tuned", "searched"}
+
+
+def test_a_value_that_one_site_alone_holds_never_comes_back(run):
+    job, result, sent, _ = run
+    space = job.search.space
+    names = {s: weight_names(space, read_architecture(e.architecture, space)) for s, e in result.search.sites.items()}
+    shared = set(names["site-1"]) & set(names["site-2"])
+    for task, site, facts, down, up, _ in sent:
+        if task == "train" and facts["network"] == "searched":
+            assert up == shared
+            assert down == (set(names[site]) if facts["round"] == 1 else shared)
+    for each in result.search.sites.values():
+        values = DiscreteNetwork(space, read_architecture(each.architecture, space), 1).state_dict()
+        assert each.own_values == sum(value.numel() for name, value in values.items() if name not in shared)
+
+
+def test_a_site_sends_at_most_its_share_of_the_supernet(run):
+    job, result, sent, _ = run
+    supernet = Supernet(job.search.space, 1).state_dict()
+    assert result.search.supernet_parameters == sum(value.numel() for value in supernet.values())
+    for task, _, facts, down, up, report in sent:
+        if task == "train" and facts["network"] == "supernet":
+            assert down == set(supernet) and up == set(report["touched"])
+            assert sum(supernet[name].numel() for name in up) <= 0.5 * result.search.supernet_parameters
+
+
+def test_what_tells_of_an_architecture_is_a_few_hundred_bytes_and_no_logits(run):
+    _, result, sent, _ = run
+    for task, _, _, _, up, report in sent:
+        if task in ("score", "derive", "personalise"):
+            assert up == set() and len(json.dumps(report)) < 4000
+    assert len(result.search.generations) == 2
+
+
+def test_the_saved_network_is_the_searched_one(run):
+    job, result, _, folder = run
+    values, info = load_model(folder / "out" / "model" / "searched" / "best.safetensors")
+    assert info.architectures[0] == result.search.consensus
+    space = job.search.space
+    network = DiscreteNetwork(space, read_architecture(info.architectures[0], space), 1)
+    network.load_state_dict({name: values[name] for name in network.state_dict()})
+    image = torch.rand(1, 1, 16, 16, 8)
+    supernet = Supernet(space, 1)
+    supernet.load_state_dict(supernet.state_dict() | values)
+    assert torch.equal(network(image), supernet(image, network.architecture))
+
+
+def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data, tmp_path):
+    job, whole, _, folder = run
+
+    class Killed(Exception):
+        pass
+
+    class Ending:
+        def __init__(self, channel, end):
+            self._channel, self._left = channel, end
+
+        def ask(self, task, payloads, exchange, answer):
+            self._left -= 1
+            if self._left < 0:
+                raise Killed
+            self._channel.ask(task, payloads, exchange, answer)
+
+    wanted, _ = load_model(folder / "out" / "model" / "searched" / "best.safetensors")
+    # in the supernet's round, among the generations, and while the found networks are trained
+    for end in (3, 5, 7):
+        sites = settings(data, tmp_path / str(end))
+        with pytest.raises(Killed):
+            rehearse(job, sites, tmp_path / str(end) / "out", Ending(rehearsal_channel(job, sites), end))
+        again = rehearse(job, sites, tmp_path / str(end) / "out")
+        assert len(again.restarts) == 1
+        assert again.search.consensus == whole.search.consensus
+        values, _ = load_model(tmp_path / str(end) / "out" / "model" / "searched" / "best.safetensors")
+        assert all(torch.equal(value, values[name]) for name, value in wanted.items())
+        assert again.personal == whole.personal
+
+
+@pytest.mark.parametrize(("mode", "strategy"), [("consensus", "sampling"), ("free", "sampling"), ("nested", "random")])
+def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy):
+    job = search_job(tmp_path, mode=mode, strategy=strategy)
+    result = rehearse(job, settings(data, tmp_path), tmp_path / "out")
+    found = result.search.sites
+    assert all(each.measured_bytes <= each.budget_bytes for each in found.values())
+    if mode == "consensus":
+        assert {each.architecture for each in found.values()} == {result.search.consensus}
+    assert (len(result.search.generations) == 0) == (strategy == "random")
+
+
+def test_a_budget_that_no_network_fits_names_the_least_one_that_works(data, tmp_path, caplog):
+    job = search_job(tmp_path)
+    with pytest.raises(FederationError, match="does not fit the site's device"):
+        rehearse(job, settings(data, tmp_path, {"site-1": 0.05, "site-2": 2.0}), tmp_path / "out")
+    assert "the least that one fits in is" in caplog.text
+
+
+def test_a_patch_that_the_space_cannot_halve_is_a_mistake_of_the_job():
+    with pytest.raises(ConfigError, match=r"patch_voxels.*multiples of 16"):
+        parse_job(
+            "data: {patch_voxels: [24, 24, 24]}\nnetwork: {channels: [8, 16]}\n"
+            f"search: {{strategy: sampling, space: {{depths: {SearchSpace().depths}}}}}"
+        )
