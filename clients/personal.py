@@ -98,8 +98,11 @@ def make_personal_models(
         local.load(shared, after=number)
         architecture = getattr(local.trainer.network, "architecture", None)
         text = architecture.to_json() if isinstance(architecture, Architecture) else ""
-        if architecture and facts.get("consensus") not in (None, text):
-            _add_consensus(job, site, data, found, local.trainer, str(facts["consensus"]))
+        if isinstance(architecture, Architecture):
+            consensus = read_architecture(str(facts["consensus"]), job.search.space)
+            # free: the site's own network need not hold the one for all
+            if consensus != architecture and consensus.is_subset(architecture):
+                _add_consensus(job, site, data, found, local.trainer, consensus)
         found.add(_NAMES[network], local.trainer, local.score(), 0, text)
         if job.personal.fine_tuning_steps:
             validation = _fine_tune(job, data, local)
@@ -119,12 +122,11 @@ def make_personal_models(
 
 def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
-    space = job.search.space
-    network = DiscreteNetwork(space, read_architecture(consensus, space), len(job.data.labels))
+    network = DiscreteNetwork(job.search.space, consensus, len(job.data.labels))
     trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
     held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})
-    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus)
+    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus.to_json())
 
 
 def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:

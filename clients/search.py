@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clients.state import SiteState
@@ -19,8 +18,8 @@ from fl_app.data.site_data import SiteData
 from fl_app.messages import DeriveReport, ScoreReport, SearchReady, TrainReport
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
-from fl_app.networks.space.sampling import NetworkSampler
-from fl_app.networks.space.supernet import DiscreteNetwork, weight_names
+from fl_app.networks.space.sampling import NetworkSampler, sample_paths
+from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.search.memory import calibrate, training_memory
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.site import SiteSettings
@@ -32,7 +31,6 @@ Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _GIB = 2**30
 _PATCHES = 16  # of validation cases, that networks are compared on
-_DRAWS = 20
 
 
 class SiteSearch:
@@ -94,7 +92,9 @@ class SiteSearch:
         settings = self._job.search
         number = int(facts["round"])
         self._trainer.load(values)
-        paths = self._paths(number)
+        chance = start_stream(self._job.seed, self._site, f"paths of round {number}")
+        organs = len(self._job.data.labels)
+        paths = sample_paths(self._any, settings.paths_per_round, settings.upload_share, organs, chance)
         done = self._trainer.train_paths(number, settings.supernet_steps, settings.supernet_rounds, paths)
         self._state.keep(self._trainer, number, 0)
         _logger.info(f"supernet, round {number}: {len(paths)} paths, loss {done.loss}")
@@ -163,25 +163,6 @@ class SiteSearch:
     def _sampler(self, must_contain: Architecture | None = None) -> NetworkSampler:
         least = self._job.search.least_share * self._budget
         return NetworkSampler(self._memory, self._budget, must_contain, least)
-
-    def _paths(self, number: int) -> list[Architecture]:
-        """Networks of all sizes, as long as they hold no more of the supernet than the upload share."""
-        settings = self._job.search
-        chance: np.random.Generator = start_stream(self._job.seed, self._site, f"paths of round {number}")
-        sampler = self._any
-        most = settings.upload_share * sum(value.numel() for value in self._trainer.values.values())
-        paths: list[Architecture] = []
-        held: set[str] = set()
-        for draw in range(settings.paths_per_round * _DRAWS):
-            # the largest and the smallest in turn, then random ones (Yu and Huang, ICCV 2019)
-            candidate = (sampler.largest, sampler.smallest)[number % 2] if draw == 0 else sampler.draw(chance)
-            names = held | set(weight_names(self._space, candidate))
-            if not paths or sum(self._trainer.values[name].numel() for name in names) <= most:
-                paths.append(candidate)
-                held = names
-            if len(paths) == settings.paths_per_round:
-                break
-        return paths
 
     def _loss(self, network: Architecture) -> float:
         return self._trainer.patch_loss(network, self._patches)
