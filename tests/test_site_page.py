@@ -71,9 +71,10 @@ def test_a_sites_page_shows_every_case_and_the_leads_page_none(tmp_path):
     assert 'href="sites/site-1/report.html"' in lead and "sites/site-2" not in lead
 
 
-def test_a_page_of_a_kits_output_folder_has_the_kits_name(tmp_path):
-    write_case_scores(tmp_path / "hospital-a" / "output" / "test_cases.csv", scores(0.9))
-    assert "<h1>hospital-a</h1>" in write_site_report(tmp_path / "hospital-a" / "output").read_text()
+@pytest.mark.parametrize("place", ["hospital-a", "hospital-a/output", "hospital-a/output/a-job"])
+def test_a_page_has_the_sites_or_the_kits_name(tmp_path, place):
+    write_case_scores(tmp_path / place / "test_cases.csv", scores(0.9))
+    assert "<h1>hospital-a</h1>" in write_site_report(tmp_path / place).read_text()
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path):

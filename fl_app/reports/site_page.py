@@ -43,10 +43,10 @@ def write_site_report(folder: Path, out: Path | None = None) -> Path:
     """
     rows = _read(folder / SCORES)
     folder = folder.resolve()
-    # a kit's own output folder is named by the kit's
-    name = folder.parent.name if folder.name == "output" else folder.name
+    # the output of a real site lies in its kit's folder, and there in a folder for each job
+    kit = next((place.parent for place in (folder, folder.parent) if place.name == "output"), folder)
     page = out or folder / REPORT
-    write_page(page, _render(name, rows, folder))
+    write_page(page, _render(kit.name, rows, folder))
     return page
 
 
