@@ -162,13 +162,14 @@ def main() -> None:
         with_ditto = job.model_copy(update={"personal": job.personal.model_copy(update={"ditto": 0.1})})
         searched = {mode: searching(job, mode=mode) for mode in ("nested", "consensus", "free")}
         rows: dict[str, Callable[[], Run]] = {
-            "unet": federate("unet", with_ditto),
+            "unet": federate("unet", job),
             "search nested": federate("search nested", searched["nested"]),
             "search random": federate("search random", searching(job, mode="nested", strategy="random")),
             "search consensus": federate("search consensus", searched["consensus"]),
             "search free": federate("search free", searched["free"]),
             "local": lambda: alone("local", job, sites, budgets, together=False),  # noqa: B023
             "centralised": lambda: alone("centralised", job, sites, budgets, together=True),  # noqa: B023
+            "ditto": federate("ditto", with_ditto),
             "segresnet": lambda: federate("segresnet", with_network(job, name="segresnet"))(),  # noqa: B023
             "dynunet": lambda: federate("dynunet", with_network(job, name="dynunet"))(),  # noqa: B023
         }

@@ -17,7 +17,7 @@ ROWS = (
     ("centralised", "centralised"),
     ("unet", "federated"),
     ("unet", "federated tuned"),
-    ("unet", "ditto"),
+    ("ditto", "ditto"),
     ("segresnet", "federated"),
     ("segresnet", "federated tuned"),
     ("dynunet", "federated"),

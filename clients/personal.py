@@ -120,7 +120,9 @@ def make_personal_models(
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 
 
-def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
+def _add_consensus(
+    job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: Architecture
+) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
     network = DiscreteNetwork(job.search.space, consensus, len(job.data.labels))
     trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
