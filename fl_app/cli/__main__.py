@@ -9,6 +9,7 @@ import typer
 
 from fl_app.cli import client, config, job, kit, server
 from fl_app.cli.phantom import phantom
+from fl_app.cli.predict import predict
 from fl_app.cli.provision import provision
 from fl_app.cli.simulate import simulate
 from fl_app.errors import ConfigError, UserError
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Train one 3D segmentation model together; every image stays where it is.",
 )
 app.command()(simulate)
+app.command()(predict)
 app.command()(provision)
 app.command()(phantom)
 app.add_typer(config.app, name="config")

@@ -40,6 +40,14 @@ class Steps:
     seconds: float
 
 
+def ready_network(job: Job, device: torch.device) -> nn.Module:
+    """The job's network with its initial weights, as it computes best on a device."""
+    network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(device)
+    if job.network.name in _CHANNELS_LAST:
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
+
+
 class Trainer:
     """A network, its optimiser and the cases they learn from, at one site.
 
@@ -57,9 +65,7 @@ class Trainer:
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        self.network = guard_convolutions(build_network(job.network, len(job.data.labels), job.seed)).to(device)
-        if job.network.name in _CHANNELS_LAST:
-            self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = ready_network(job, device)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
         self._sampler = PatchSampler(
