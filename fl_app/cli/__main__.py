@@ -8,6 +8,7 @@ from importlib import metadata
 import typer
 
 from fl_app.cli import client, config, job, kit, server
+from fl_app.cli.dicom import import_dicom
 from fl_app.cli.phantom import phantom
 from fl_app.cli.predict import predict
 from fl_app.cli.provision import provision
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(predict)
+app.command("import-dicom")(import_dicom)
 app.command()(provision)
 app.command()(phantom)
 app.add_typer(config.app, name="config")

@@ -11,6 +11,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from fl_app.data.pairs import list_folder
 from fl_app.errors import DataError
@@ -27,7 +28,7 @@ class DicomFile:
 def looks_like_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do."""
     try:
-        return path.is_file() and path.name != "DICOMDIR" and is_dicom(path)
+        return path.is_file() and is_dicom(path)
     except OSError:
         return False
 
@@ -44,7 +45,9 @@ def read_headers(paths: Iterable[Path]) -> list[DicomFile]:
             continue
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            header.get("SeriesInstanceUID")
+            if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                continue
+            header.SeriesInstanceUID  # noqa: B018 - parses the header, and every object of a series has one
         except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is damaged: {error}; copy it again") from None
         found.append(DicomFile(path, header))
@@ -60,6 +63,11 @@ def files_below(folder: Path) -> list[Path]:
         else:
             found.append(path)
     return found
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether there is a DICOM file anywhere below a folder."""
+    return any(looks_like_dicom(path) for path in files_below(folder))
 
 
 def by_series(files: Iterable[DicomFile]) -> dict[str, list[DicomFile]]:

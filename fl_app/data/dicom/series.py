@@ -17,7 +17,7 @@ from fl_app.data.geometry import FloatArray
 from fl_app.data.pairs import list_folder
 from fl_app.errors import DataError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _MOST_TILTED_DEGREES = 0.5  # as for NIfTI volumes
 _UNEVEN = 0.05  # of a slice's distance
@@ -55,7 +55,7 @@ class CtSeries:
         lps[:3, 0], lps[:3, 1] = along_x * spacing_x, along_y * spacing_y
         lps[:3, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
         lps[:3, 3] = positions[0]
-        self.affine: FloatArray = _LPS_TO_RAS @ lps
+        self.affine: FloatArray = LPS_TO_RAS @ lps
         self.shape = (int(first.Columns), int(first.Rows), len(slices))
         self.headers = [file.header for file in slices]
         self._paths = [file.path for file in slices]
