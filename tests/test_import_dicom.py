@@ -116,7 +116,7 @@ def test_cases_keep_their_names_when_more_are_imported(tmp_path, capsys):
     assert (tmp_path / "out" / "labels" / "case-001.nii.gz").read_bytes() == before
     printed = capsys.readouterr().out
     assert "1 converted, 1 converted before, 0 skipped, 0 refused" in printed
-    assert "several cases of one patient (1 patients)" in printed
+    assert "several cases of one patient (1 such)" in printed
 
 
 def test_the_report_says_what_was_skipped_and_refused_and_why(tmp_path, capsys):

@@ -94,7 +94,7 @@ def import_tree(
     several = sum(count > 1 for patient, count in patients.items() if patient)
     if several:
         report.cautions.append(
-            f"several cases of one patient ({several} patients): training and test may share a patient; keep one of each"
+            f"several cases of one patient ({several} such): training and test may share one; keep one case of each"
         )
     return report
 
