@@ -9,6 +9,7 @@ import typer
 
 from fl_app.cli import client, config, job, kit, server
 from fl_app.cli.dicom import import_dicom
+from fl_app.cli.export import export
 from fl_app.cli.phantom import phantom
 from fl_app.cli.predict import predict
 from fl_app.cli.provision import provision
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(predict)
+app.command()(export)
 app.command("import-dicom")(import_dicom)
 app.command()(provision)
 app.command()(phantom)

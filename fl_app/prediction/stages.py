@@ -24,6 +24,7 @@ from fl_app.prediction.outputs import geometry_header, write_slab, writing_nifti
 from fl_app.prediction.scan import Scan
 from fl_app.prediction.slabs import SlabFile, slab_ranges
 from fl_app.prediction.windows import Windows
+from fl_app.training.evaluation import most_probable
 from fl_app.training.precision import MixedPrecision
 
 Advance = Callable[[float], None]  # told the share that is done, 0 to 1
@@ -158,7 +159,7 @@ def bring_back(
         streams = [stack.enter_context(writing_nifti(path, header, np.float32)) for path in outputs]
         for start, stop in slab_ranges(labels.shape, math.prod(prepared.grid.shape), probabilities.shape[1]):
             found = resample(prepared.grid, read, native.box(native.slab(2, start, stop)), "zeros")
-            labels.write(start, found.argmax(0).to(torch.uint8).numpy().T)
+            labels.write(start, most_probable(found).numpy().T)
             for stream, organ in zip(streams, found[1:], strict=False):
                 write_slab(stream, organ.numpy().T, np.float32)
             advance(stop / scan.shape[2])
