@@ -221,6 +221,13 @@ def test_volumes_are_printed_and_kept_in_a_table(tmp_path, model, capsys):
     assert f"spleen {float(rows[-2]['volume_ml']):.1f} mL" in capsys.readouterr().out
 
 
+def test_results_in_the_scans_own_folder_are_not_taken_for_scans(tmp_path, model):
+    write_scan(tmp_path / "scans" / "ct.nii.gz")[1].unlink()
+    for _ in range(2):
+        run(model, [tmp_path / "scans"], tmp_path / "scans", probabilities=True, overwrite=True)
+    assert len(list((tmp_path / "scans").glob("*.nii.gz"))) == 4
+
+
 def test_no_file_is_left_beside_the_results(tmp_path, model):
     image, _ = write_scan(tmp_path / "ct.nii.gz")
     run(model, [image], tmp_path / "out")

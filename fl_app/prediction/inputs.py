@@ -12,6 +12,8 @@ from fl_app.data.pairs import images_and_labels, list_folder, stem
 from fl_app.errors import DataError, UsageError
 from fl_app.prediction.scan import NiftiScan, Scan
 
+PROBABILITY = "_probability"  # how names of files that we wrote end, which are no scans
+
 
 @dataclass(frozen=True)
 class Input:
@@ -59,7 +61,7 @@ def _inputs_of(path: Path) -> list[Input]:
         if looks_like_dicom(path):
             raise DataError(f"{path} is one DICOM file; name the folder of its series instead")
         raise DataError(f"{path} is no scan; understood are .nii and .nii.gz files, and folders of DICOM series")
-    images, _ = images_and_labels(path)
+    images = [image for image in images_and_labels(path)[0] if not stem(image).endswith(PROBABILITY)]
     if images:
         return [Input(stem(image), image, False) for image in images]
     if any(looks_like_dicom(file) for file in list_folder(path)):

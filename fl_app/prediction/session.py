@@ -14,7 +14,7 @@ import torch
 from fl_app.data.dicom.segmentation import write_segmentation
 from fl_app.data.dicom.series import CtSeries
 from fl_app.errors import DataError, UsageError
-from fl_app.prediction.inputs import Input
+from fl_app.prediction.inputs import PROBABILITY, Input
 from fl_app.prediction.outputs import update_table, write_labels
 from fl_app.prediction.predictor import Prediction, Predictor
 from fl_app.prediction.scan import Scan
@@ -65,7 +65,7 @@ def plan_outputs(
     planned = {}
     for each in inputs:
         labels = out / (f"{each.name}_seg.dcm" if each.is_dicom else f"{each.name}_label.nii.gz")
-        per_organ = [out / f"{each.name}_{organ.replace(' ', '_')}_probability.nii.gz" for organ in organs]
+        per_organ = [out / f"{each.name}_{organ.replace(' ', '_')}{PROBABILITY}.nii.gz" for organ in organs]
         planned[each.name] = Outputs(labels, tuple(per_organ if probabilities else ()))
     paths = [path for outputs in planned.values() for path in (outputs.labels, *outputs.probabilities)]
     sources = {each.path.resolve() for each in inputs}

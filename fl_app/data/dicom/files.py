@@ -49,7 +49,7 @@ def read_headers(paths: Iterable[Path]) -> list[DicomFile]:
                 continue
             header.SeriesInstanceUID  # noqa: B018 - parses the header, and every object of a series has one
         except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"{path} is damaged: {error}; copy it again") from None
+            raise DataError(f"{path} is damaged: {' '.join(str(error).split())}; copy it again") from None
         found.append(DicomFile(path, header))
     return found
 

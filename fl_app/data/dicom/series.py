@@ -81,7 +81,7 @@ class CtSeries:
                 RuntimeError,
                 NotImplementedError,
             ) as error:
-                raise DataError(f"{path} cannot be decoded: {error}") from None
+                raise DataError(f"{path} cannot be decoded: {' '.join(str(error).split())}") from None
         return volume
 
 
