@@ -282,7 +282,7 @@ def test_wrong_arguments_end_in_one_sentence(tmp_path):
     with pytest.raises(DataError, match="there is no such model file"):
         export(tmp_path / "none", "torchscript", tmp_path / "new")
     other = make_result()
-    other.config["seed"] = 5
+    other.config["seed"] = 6
     write_result(tmp_path / "result.json", other)
     with pytest.raises(DataError, match="result of another job"):
         export(model, "torchscript", tmp_path / "new", tmp_path / "result.json")

@@ -21,7 +21,6 @@ from fl_app.data.cases import Case
 from fl_app.data.preparation import load_label, prepare_cases
 from fl_app.errors import DataError, UsageError
 from fl_app.model_file import ModelInfo, save_model
-from fl_app.networks import build_network
 from fl_app.prediction import slabs
 from fl_app.prediction.components import keep_largest
 from fl_app.prediction.predictor import Predictor
@@ -31,10 +30,12 @@ from fl_app.prediction.slabs import SlabFile
 from fl_app.prediction.windows import Windows
 from fl_app.training.evaluation import predict, to_native_grid
 from fl_app.training.precision import MixedPrecision
+from fl_app.training.trainer import ready_network
 from tests.federation import fedspleen
 from tests.volumes import AFFINE, make_ct, write_nifti
 
 JOB = """
+seed: 5
 data: {labels: {spleen: 3, liver: 1}, spacing_mm: [4, 4, 5], patch_voxels: [16, 16, 8]}
 network: {channels: [4, 8], name: NAME, normalisation: NORM}
 training: {precision: fp32, augmentation: {flip_probability: [0, 0.5, 0.5]}}
@@ -45,8 +46,7 @@ CPU = torch.device("cpu")
 def write_model(path, name="unet", normalisation="instance", text=JOB):
     """A model with random weights whose classes all occur."""
     job = parse_job(text.replace("NAME", name).replace("NORM", normalisation))
-    network = build_network(job.network, len(job.data.labels), seed=5)
-    save_model(path, network.state_dict(), ModelInfo(job, 1, None, {}))
+    save_model(path, ready_network(job, CPU).state_dict(), ModelInfo(job, 1, None, {}))
     return path
 
 
@@ -142,7 +142,7 @@ def test_probabilities_differ_from_those_in_memory_by_less_than_1e4(tmp_path, na
 @pytest.mark.parametrize("shape", [(20, 33, 41), (10, 9, 5), (16, 16, 8), (40, 16, 7)])
 def test_windows_blend_as_in_monai(axis, shape):
     job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group"))
-    network = build_network(job.network, 2, seed=1).eval()
+    network = ready_network(job, CPU).eval()
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     expected = predict(network, image, job, MixedPrecision("fp32", CPU))
     done = []

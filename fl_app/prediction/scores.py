@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,14 @@ def score(predicted: SlabFile, scan: Scan, label: Path, job: Job) -> dict[str, O
     found = torch.from_numpy(predicted.read(0, predicted.shape[0]).T)
     organs, spacing = tuple(job.data.labels), spacing_mm(scan.affine).tolist()
     overlap = dice(found, wanted, organs)
-    surface = surface_dice(found, wanted, organs, spacing, job.evaluation.surface_tolerance_mm)
-    return {
-        organ: OrganScore(overlap[organ], surface[organ], hausdorff95_mm(found == number, wanted == number, spacing))
-        for number, organ in enumerate(organs, start=1)
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about itself
+        surface = surface_dice(found, wanted, organs, spacing, job.evaluation.surface_tolerance_mm)
+        distance = {
+            organ: hausdorff95_mm(found == number, wanted == number, spacing)
+            for number, organ in enumerate(organs, start=1)
+        }
+    return {organ: OrganScore(overlap[organ], surface[organ], distance[organ]) for organ in organs}
 
 
 def hausdorff95_mm(found: torch.Tensor, wanted: torch.Tensor, spacing: Sequence[float]) -> float:

@@ -89,7 +89,7 @@ def predict_input(
     out = outputs.labels.parent
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # beside the result: a memory file system, as /tmp may be, would not bound anything
+        # beside the result: the system's temporary folder may lie in memory
         with tempfile.TemporaryDirectory(prefix=".fedspleen-", dir=out) as folder:
             scan = source.open(Path(folder))
             prediction = predictor.predict(scan, Path(folder), outputs.probabilities, advance)
