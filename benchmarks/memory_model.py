@@ -57,7 +57,7 @@ def resident_growth(text: str | None, precision: str, queue: "multiprocessing.Qu
 
 def built(text: str | None, chosen: Job) -> nn.Module:
     """A network from its architecture's JSON; the default U-Net from None."""
-    return DiscreteNetwork(SPACE, read_architecture(text, SPACE), 1) if text else build_network(chosen.network, 1)
+    return DiscreteNetwork(SPACE, read_architecture(text, SPACE), 1) if text else build_network(chosen)
 
 
 def resident(line: str) -> float:
@@ -91,7 +91,7 @@ def main() -> None:
         predicted = np.array([memory.total(each) for each in networks])
         measured = np.array([training_memory(DiscreteNetwork(SPACE, each, 1), chosen, CPU) for each in networks])
         errors = np.abs(predicted / measured - 1)
-        plain = training_memory(build_network(chosen.network, 1), chosen, CPU)
+        plain = training_memory(build_network(chosen), chosen, CPU)
         print(
             f"{precision}: {measured.min() / MIB:.1f} to {measured.max() / MIB:.1f} MiB measured (default U-Net "
             f"{plain / MIB:.1f}); error {statistics.median(errors):.2%} median, {errors.max():.2%} largest; rank "

@@ -42,7 +42,7 @@ def main() -> None:
     memory = memory_model(chosen, SPACE, CPU)
     sampler, chance = NetworkSampler(memory), np.random.default_rng(0)
     median = sorted((sampler.draw(chance) for _ in range(15)), key=memory.total)[7]
-    plain = build_network(chosen.network, 1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    plain = build_network(chosen).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     networks = {"default U-Net": plain}
     for name, network in (("smallest", sampler.smallest), ("median", median), ("largest", sampler.largest)):
         networks[f"{name} network"] = DiscreteNetwork(SPACE, network, 1)

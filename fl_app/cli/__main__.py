@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from fl_app.cli import audit, client, config, job, kit, server
+from fl_app.cli.dicom import import_dicom
+from fl_app.cli.export import export
 from fl_app.cli.networks import networks
 from fl_app.cli.phantom import phantom
+from fl_app.cli.predict import predict
 from fl_app.cli.provision import provision
 from fl_app.cli.report import report
 from fl_app.cli.simulate import simulate
@@ -23,6 +26,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 the work failed; 2 wrong use; 130 ended by Ctrl-C; 143 ended by SIGTERM.",
 )
 app.command()(simulate)
+app.command()(predict)
+app.command()(export)
+app.command("import-dicom")(import_dicom)
 app.command()(provision)
 app.command()(report)
 app.command()(phantom)

@@ -68,10 +68,10 @@ def networks(
 
 def _cost(job: Job, wanted: str) -> Row:
     from fl_app.training.cost import forward_flops, training_memory
-    from fl_app.training.trainer import network_on
+    from fl_app.training.trainer import ready_network
 
     device, precision = _place(job, wanted)
-    network = network_on(device, job)
+    network = ready_network(job, device)
     memory = training_memory(network, job.data.patch_voxels, job.training.batch_size, device, precision, job.training)
     return {
         "device": device.type,
@@ -94,10 +94,10 @@ def _measured(job: Job, wanted: str) -> Row:
 
 def _measure_here(job: Job, wanted: str) -> Row:
     from fl_app.training.cost import measure_steps
-    from fl_app.training.trainer import network_on
+    from fl_app.training.trainer import ready_network
 
     device, precision = _place(job, wanted)
-    network = network_on(device, job)
+    network = ready_network(job, device)
     measured = measure_steps(network, job.data.patch_voxels, job.training.batch_size, device, precision, job.training)
     return {"step_seconds": measured.seconds, "measured_bytes": measured.peak}
 

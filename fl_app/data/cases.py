@@ -82,6 +82,10 @@ def find_cases(folder: Path) -> Dataset:
     message = f"{folder} holds no images and labels that are understood. "
     if (folder / "dataset.json").exists():
         message += 'Its dataset.json has no "training" list, and there is no imagesTr folder with images. '
+    from fl_app.data.dicom.files import holds_dicom  # pydicom is slow to load, and rarely needed here
+
+    if holds_dicom(folder):
+        message += "It holds DICOM files: convert them once with `fedspleen import-dicom`. "
     raise _NothingFoundError(message + _UNDERSTOOD)
 
 

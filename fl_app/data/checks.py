@@ -130,7 +130,12 @@ def _check_intensities(file: str, voxels: Volume) -> list[Finding]:
             finite = voxels[is_finite]
     if not finite.size:
         return findings
-    low, high = float(finite.min()), float(finite.max())
+    return findings + check_hounsfield_range(file, float(finite.min()), float(finite.max()))
+
+
+def check_hounsfield_range(file: str, low: float, high: float) -> list[Finding]:
+    """Return why an image's lowest and highest value do not look like Hounsfield units."""
+    findings: list[Finding] = []
     found = f"Its values run from {low:g} to {high:g}"
     remedy = "Convert the image again from DICOM so that it holds Hounsfield units (air -1000, water 0)."
     if high - low < _LEAST_RANGE_HU or low >= 0:

@@ -28,6 +28,8 @@ from fl_app.config import DataSettings
 from fl_app.data.cases import Case
 from fl_app.files import replacing
 
+BODY_HU = -700  # what is denser is body; the air around it is cut off: nothing to learn there, and windows to skip
+BODY_MARGIN = 2  # voxels of air that stay
 _FORMAT = 1  # raise when what is stored for a case changes
 _CENTRES = 100_000  # stored patch centres of a kind and case: enough to be as good as all of them
 
@@ -106,9 +108,12 @@ def _prepare(case: Case, settings: DataSettings) -> dict[str, torch.Tensor]:
             EnsureChannelFirstd(both),
             Orientationd(both, "RAS", labels=None),
             Spacingd(both, pixdim=settings.spacing_mm, mode=("bilinear", "nearest")),
-            # air around the body: nothing to learn there, and windows to skip
             CropForegroundd(
-                both, source_key="image", select_fn=lambda image: image > -700, margin=2, allow_smaller=True
+                both,
+                source_key="image",
+                select_fn=lambda image: image > BODY_HU,
+                margin=BODY_MARGIN,
+                allow_smaller=True,
             ),
             ScaleIntensityRanged("image", a_min=lower, a_max=upper, b_min=0.0, b_max=1.0, clip=True),
         ]

@@ -79,4 +79,11 @@ def to_native_grid(probabilities: torch.Tensor, affine: torch.Tensor, native: Me
     resampled = SpatialResample(mode="bilinear", padding_mode="zeros")(
         MetaTensor(probabilities, affine=affine), dst_affine=native.affine, spatial_size=native.shape[1:]
     )
-    return resampled.as_tensor().argmax(0).to(torch.uint8)
+    return most_probable(resampled.as_tensor())
+
+
+def most_probable(probabilities: torch.Tensor) -> torch.Tensor:
+    """The label map (x, y, z) uint8 of resampled probabilities (channels, x, y, z); outside their grid, background."""
+    # there all of them are 0, or 1e-16 of something, and rounding would decide
+    outside = probabilities.sum(0) < 1e-6
+    return probabilities.argmax(0).to(torch.uint8).masked_fill(outside, 0)

@@ -90,7 +90,7 @@ def surface_dice(
             scores[organ] = 0.0 if found.any() or wanted.any() else math.nan
             continue
         # distances are needed near the organ only
-        box = _bounding_box(found | wanted)
+        box = bounding_box(found | wanted)
         one_hot = [torch.stack([~mask[box], mask[box]])[None].float() for mask in (found, wanted)]
         value = compute_surface_dice(
             one_hot[0],
@@ -102,7 +102,7 @@ def surface_dice(
     return scores
 
 
-def _bounding_box(mask: torch.Tensor) -> tuple[slice, ...]:
+def bounding_box(mask: torch.Tensor) -> tuple[slice, ...]:
     """The smallest box around a mask, two voxels wider where the volume allows."""
     places = torch.nonzero(mask)
     low, high = places.amin(0) - 2, places.amax(0) + 3

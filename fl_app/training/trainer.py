@@ -17,6 +17,8 @@ from fl_app.data.preparation import PreparedCase
 from fl_app.data.sampling import PatchSampler
 from fl_app.errors import DataError, TrainingError
 from fl_app.networks import build_network, exchanged_names
+from fl_app.networks.space.architecture import read_architecture
+from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
@@ -44,8 +46,18 @@ class Steps:
     seconds: float
 
 
-def network_on(device: torch.device, job: Job) -> nn.Module:
-    """The job's network as it trains on a device: guarded, in the faster memory layout."""
+def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.Module:
+    """The job's network with its initial weights, as it computes best on a device.
+
+    Args:
+        job: the job.
+        device: where to compute.
+        architecture: a network of the job's search space, as JSON, in place of the job's own.
+    """
+    if architecture:
+        space = job.search.space
+        found = DiscreteNetwork(space, read_architecture(architecture, space), len(job.data.labels), job.seed)
+        return guard_convolutions(found).to(device)
     network = guard_convolutions(build_network(job)).to(device)
     if job.network.name in _CHANNELS_LAST:
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -77,7 +89,7 @@ class Trainer:
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
-        self.network = network_on(device, job) if network is None else guard_convolutions(network).to(device)
+        self.network = ready_network(job, device) if network is None else guard_convolutions(network).to(device)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
         self._sampler = PatchSampler(

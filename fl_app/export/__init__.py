@@ -1,0 +1,1 @@
+"""A model in the forms that other tools take, and a card that says what it is."""

@@ -1,0 +1,172 @@
+"""The three stages of a prediction, each from one file on disk to the next: prepare, infer, bring back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import ScaleIntensityRange
+from numpy.typing import NDArray
+from torch import nn
+
+from fl_app.config import DataSettings, Job
+from fl_app.data.checks import check_hounsfield_range
+from fl_app.data.findings import Finding
+from fl_app.data.preparation import BODY_HU, BODY_MARGIN
+from fl_app.errors import DataError
+from fl_app.prediction.grid import Box, Grid, prepared_grid, resample, stacking_axis
+from fl_app.prediction.outputs import geometry_header, write_slab, writing_nifti
+from fl_app.prediction.scan import Scan
+from fl_app.prediction.slabs import SlabFile, slab_ranges
+from fl_app.prediction.windows import Windows
+from fl_app.training.evaluation import most_probable
+from fl_app.training.precision import MixedPrecision
+
+Advance = Callable[[float], None]  # told the share that is done, 0 to 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on the model's grid, on disk.
+
+    Attributes:
+        image: float16, as training prepares images; the planes along ``axis`` come first.
+        axis: along which the scan's slices are stacked, 0, 1 or 2.
+        body: the box without the air around the body.
+        grid: of that box.
+        findings: what is odd about the values.
+    """
+
+    image: SlabFile
+    axis: int
+    body: Box
+    grid: Grid
+    findings: list[Finding]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Planes ``start`` to ``stop`` (excluded) of the body's box: (1, x, y, z) float16."""
+        first = self.body[self.axis].start
+        planes = np.moveaxis(self.image.read(first + start, first + stop), 0, self.axis)
+        inside = tuple(slice(None) if each == self.axis else part for each, part in enumerate(self.body))
+        return torch.from_numpy(planes[inside])[None]
+
+
+def prepare(scan: Scan, settings: DataSettings, scratch: Path) -> Prepared:
+    """Bring a scan to the model's grid, and find the body in it.
+
+    Raises:
+        DataError: it cannot be read, or its values are no Hounsfield units of a body.
+    """
+    native = Grid(scan.shape, scan.affine)
+    whole, axis = prepared_grid(native, settings.spacing_mm), stacking_axis(scan.affine)
+    planes = [whole.shape[axis], *(size for each, size in enumerate(whole.shape) if each != axis)]
+    image = SlabFile(scratch / "image", planes, np.float16)
+    to_unit = ScaleIntensityRange(*settings.window_hu, 0.0, 1.0, clip=True)
+    filled = [np.zeros(size, dtype=bool) for size in whole.shape]
+    low, high = np.inf, -np.inf
+
+    def read(box: Box) -> torch.Tensor:
+        nonlocal low, high
+        values = scan.read(box[2].start, box[2].stop)
+        if not np.isfinite(values).all():
+            raise DataError(f"{scan.name} holds NaN or infinity; export the image again")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        return torch.from_numpy(values[box[0], box[1]])[None]
+
+    for start, stop in slab_ranges(planes, math.prod(scan.shape)):
+        slab = whole.slab(axis, start, stop)
+        values = resample(native, read, whole.box(slab), "border")
+        body = (values[0] > BODY_HU).numpy()
+        for each in range(3):
+            filled[each][slab[each]] |= body.any(axis=tuple({0, 1, 2} - {each}))
+        unit = to_unit(values)[0].to(torch.float16)
+        image.write(start, np.moveaxis(np.asarray(unit), axis, 0))
+    findings = check_hounsfield_range(scan.name, low, high)
+    for finding in findings:
+        if finding.severity == "error":
+            raise DataError(f"{scan.name}: {finding.problem} {finding.remedy}")
+    if not filled[0].any():
+        raise DataError(f"{scan.name} shows no body: nothing in it is denser than {BODY_HU} HU")
+    x, y, z = (_around(profile) for profile in filled)
+    return Prepared(image, axis, (x, y, z), whole.box((x, y, z)), findings)
+
+
+def infer(
+    network: nn.Module,
+    prepared: Prepared,
+    passes: Sequence[tuple[int, ...]],
+    job: Job,
+    precision: MixedPrecision,
+    scratch: Path,
+    advance: Advance,
+) -> SlabFile:
+    """The mean over the passes, each with its axes mirrored, of all classes' probabilities.
+
+    Returns:
+        float32 on disk: planes along the prepared axis, then classes, then the other two axes.
+    """
+    shape, axis = prepared.grid.shape, prepared.axis
+    others = [size for each, size in enumerate(shape) if each != axis]
+    mean = SlabFile(scratch / "probabilities", [shape[axis], 1 + len(job.data.labels), *others], np.float32)
+    windows = Windows(shape, axis, job)
+    done = 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        advance(done / (windows.count * len(passes)))
+
+    for number, mirrored in enumerate(passes):
+        for start, planes in windows.predict(network, mirrored, prepared.read, precision, count):
+            values = np.moveaxis(planes.cpu().numpy(), axis + 1, 0) / np.float32(len(passes))
+            if number:
+                values += mean.read(start, start + len(values))
+            mean.write(start, values)
+    return mean
+
+
+def bring_back(
+    probabilities: SlabFile, prepared: Prepared, scan: Scan, outputs: Sequence[Path], scratch: Path, advance: Advance
+) -> SlabFile:
+    """The most probable class on the scan's own grid, by linear interpolation of the probabilities.
+
+    Args:
+        probabilities: what `infer` returned.
+        prepared: where they lie.
+        scan: whose grid is wanted.
+        outputs: a NIfTI file for each organ's probabilities, or none.
+        scratch: an existing folder.
+        advance: told the share that is done.
+
+    Returns:
+        (z, y, x) uint8 on disk, organs numbered from 1.
+    """
+    native, axis = Grid(scan.shape, scan.affine), prepared.axis
+    labels = SlabFile(scratch / "labels", scan.shape[::-1], np.uint8)
+
+    def read(box: Box) -> torch.Tensor:
+        planes = np.moveaxis(probabilities.read(box[axis].start, box[axis].stop), 0, axis + 1)
+        inside = tuple(slice(None) if each == axis else part for each, part in enumerate(box))
+        return torch.from_numpy(planes[(slice(None), *inside)])
+
+    with ExitStack() as stack:
+        header = geometry_header(scan)
+        streams = [stack.enter_context(writing_nifti(path, header, np.float32)) for path in outputs]
+        for start, stop in slab_ranges(labels.shape, math.prod(prepared.grid.shape), probabilities.shape[1]):
+            found = resample(prepared.grid, read, native.box(native.slab(2, start, stop)), "zeros")
+            labels.write(start, most_probable(found).numpy().T)
+            for stream, organ in zip(streams, found[1:], strict=False):
+                write_slab(stream, organ.numpy().T, np.float32)
+            advance(stop / scan.shape[2])
+    return labels
+
+
+def _around(profile: NDArray[np.bool_]) -> slice:
+    """From the first to the last filled plane, with a margin."""
+    places = np.flatnonzero(profile)
+    return slice(max(0, int(places[0]) - BODY_MARGIN), min(len(profile), int(places[-1]) + 1 + BODY_MARGIN))
