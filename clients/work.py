@@ -33,11 +33,12 @@ from fl_app.messages import (
     TestReport,
     ValidationReport,
 )
+from fl_app.reports.tested_cases import write_tested_cases
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.training.device import choose_device
-from fl_app.training.reporting import test_report, write_case_scores
+from fl_app.training.reporting import test_report
 from fl_app.training.trainer import Trainer
 
 Values = dict[str, torch.Tensor]
@@ -127,7 +128,10 @@ class SiteWork:
         network.load(values, after=int(facts["round"]))
         scores = network.trainer.score(self._data.test, native=True)
         if self._settings.output:
-            write_case_scores(self._settings.output / "test_cases.csv", scores)
+            try:
+                write_tested_cases(self._settings.output, network.trainer, self._data.test, scores)
+            except Exception:
+                _logger.warning("the page of the tested cases could not be made", exc_info=True)
         _logger.info(f"test of the model after round {facts['round']}: {scores}")
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 

@@ -12,6 +12,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fl_app.config.space import SearchSpace
+from fl_app.networks.space.architecture import read_architecture
+from fl_app.networks.space.drawing import draw
 from fl_app.reports import charts, words
 from fl_app.reports.models import ModelRow, model_rows
 from fl_app.reports.statistics import Estimate, estimate, pooled_estimate
@@ -60,13 +63,20 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     for scores in sorted(folder.glob(f"sites/*/{SCORES}")):
         write_site_report(scores.parent)
     sites = {path.parent.name for path in folder.glob(f"sites/*/{REPORT}")} if out is None else set()
-    drawings = [
-        Drawing(path.stem, path.stem, path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("architectures/*.svg"))
-    ]
+    drawings = _drawings(result)
     page = out or folder / REPORT
     write_page(page, render_run(result, drawings, sites))
     return page
+
+
+def _drawings(result: Result) -> list[Drawing]:
+    """The network for all that a search has found, and each site's own."""
+    if result.search is None or result.search.consensus is None:
+        return []
+    space = SearchSpace.model_validate(result.config["search"]["space"])
+    named = {"all sites": result.search.consensus}
+    named |= {site: each.architecture for site, each in result.search.sites.items() if each.architecture}
+    return [Drawing(name, name, draw(read_architecture(text, space), space)) for name, text in named.items()]
 
 
 def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages: set[str] | None = None) -> str:
