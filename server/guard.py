@@ -10,8 +10,9 @@ import torch
 
 from server.aggregation.update import fault, norm
 
-# Honest norms differ by a small factor between sites and fall slowly over the rounds; attacks that matter need large
-# ones (Sun et al., "Can You Really Backdoor Federated Learning?", 2019, section 4, bounds the norm for this reason).
+# Honest norms differ by a small factor between sites; attacks that matter need large ones (Sun et al., "Can You Really
+# Backdoor Federated Learning?", 2019, section 4, bounds the norm for this reason). With a cosine schedule the last
+# round's are a seventh of those of the round before: older rounds would let in what is far too long.
 _REMEMBERED_ROUNDS = 5
 _FEWEST_NORMS = 3  # of earlier rounds: with fewer, a median says nothing
 
@@ -34,12 +35,12 @@ class Claim:
 class Guard:
     """Decides which updates get in. One for each phase of a job, since it learns how long updates usually are.
 
-    The length (Euclidean norm) of an update is compared with the median of those that got in during the last 5 finished
-    rounds, over all sites: one bad site among three or more does not move it far. Updates of the running round do not
-    count, so that who answers first does not decide who is left out. While fewer than 3 are known, an update is only
-    left out if it is ``factor`` times as long as the model itself: training that starts from a model never moves it
-    that far, but the limit is a wide one. It is no defence against an attacker who knows it: a robust rule
-    (`server.aggregation.rules`) is.
+    The length (Euclidean norm) of an update is compared with the median of those that got in during the last finished
+    round, or the last few, if they are fewer than 3: one bad site among three or more does not move it far. Updates of
+    the running round do not count, so that who answers first does not decide who is left out. In the first round (with
+    two sites, in the first two) the median would say nothing; then an update is only left out if it is ``factor`` times
+    as long as the model itself, which no training comes near. It is no defence against an attacker who knows the limit:
+    a robust rule (`server.aggregation.rules`) is.
 
     Args:
         most_steps: optimiser steps that the job asks for in a round; 0: the job does not train.
@@ -73,9 +74,11 @@ class Guard:
         if self._running:
             self._finished = [*self._finished, self._running][-_REMEMBERED_ROUNDS:]
         self._round, self._running = number, {}
-        known = [length for lengths in self._finished for length in lengths.values()]
-        enough = len(known) >= _FEWEST_NORMS
-        if enough:
+        known: list[float] = []
+        for lengths in reversed(self._finished):
+            if len(known) < _FEWEST_NORMS:
+                known += lengths.values()
+        if len(known) >= _FEWEST_NORMS:
             self._usual, self._usual_of = statistics.median(known), "the sites' usual one"
         else:
             # 1: a part of the model that begins at zero may move, too

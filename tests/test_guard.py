@@ -144,6 +144,20 @@ def test_lengths_may_shrink_over_many_rounds():
     assert len(made.norms) == 5
 
 
+def test_a_falling_learning_rate_does_not_let_a_scaled_update_in():
+    made = guard()
+    rounds = 10
+    for number in range(1, rounds + 1):
+        # cosine schedule: an update is as long as its round's mean learning rate
+        times = [(number - 1 + step / 20) / rounds for step in range(20)]
+        length = sum(1 + math.cos(math.pi * time) for time in times) / 20
+        made.begin(number, MODEL)
+        claim = Claim(number, 30, 5)
+        assert made.admit("a", update(100 * length), claim, SHAPES) is not None, number
+        for site in DECLARED:
+            assert made.admit(site, update(length), claim, SHAPES) is None
+
+
 def test_a_round_that_nobody_finished_is_not_remembered():
     made = after_a_round(1.0, 1.0, 1.0)
     made.begin(3, MODEL)

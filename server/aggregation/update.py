@@ -40,12 +40,14 @@ def misfit(update: Values, weight: Weight, like: Values) -> str | None:
         weight: a number, for an update of all values; or a number for each value that the update holds.
         like: the model.
     """
-    weights = {"it": weight} if isinstance(weight, int) else weight
-    wrong = next((name for name, each in weights.items() if each <= 0), None)
-    if wrong is not None:
-        return f"{wrong if wrong != 'it' else 'its'} weight is {weights[wrong]} - it must have trained on something"
-    names = like.keys() if isinstance(weight, int) else weight.keys() & like.keys()
-    return fault(update, {name: like[name].shape for name in names})
+    if isinstance(weight, int):
+        if weight <= 0:
+            return f"its weight is {weight} - it must have trained on something"
+        return fault(update, {name: value.shape for name, value in like.items()})
+    none = [name for name, each in weight.items() if each <= 0]
+    if none:
+        return f"the weight of {none[0]} is {weight[none[0]]} - it must have trained on something"
+    return fault(update, {name: like[name].shape for name in weight.keys() & like.keys()})
 
 
 def weight_of(weight: Weight, name: str) -> int:
