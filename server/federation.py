@@ -35,9 +35,9 @@ class Federation(Controller):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Find where to write."""
         fobs.register(TensorDecomposer)
-        told = os.environ.get(RESULT_VARIABLE)  # without it: in FLARE's folder of the job
-        run = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        self._folder = Path(told) if told else run / "result"
+        told = os.environ.get(RESULT_VARIABLE)  # without it: where FLARE packs results for download
+        kept = Path(fl_ctx.get_engine().get_workspace().get_result_root(fl_ctx.get_job_id()))
+        self._folder = Path(told) if told else kept / "result"
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """An administrator's show_stats: answer with the result so far, which `fedspleen follow` prints."""

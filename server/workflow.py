@@ -52,6 +52,9 @@ class Workflow:
         Raises:
             FederationError: why it cannot go on; what was reached is saved.
         """
+        if self._progress.is_finished():
+            self._progress.clear()
+            return
         self._progress.restore()
         self._sites.prepare(invited, {"rounds": self._progress.rounds}, self.record)
         main = self._train_main()
