@@ -42,11 +42,11 @@ class Rehearsal:
                 break
             try:
                 values, report = self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
-            except Exception as error:  # noqa: BLE001 - as a site's executor does
+            except Exception as error:
                 _logger.warning(f"{task} failed at {site}", exc_info=True)
                 exchange.receive(site, partial(str, classify(error).sentence))
                 continue
-            exchange.receive(site, partial(answer, site, _copies(values), report.model_dump()))
+            exchange.receive(site, partial(answer, site, _copies(values), report))
         exchange.close()
 
 

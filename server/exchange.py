@@ -3,7 +3,7 @@
 The one time that a job sets is ``federation.round_time_limit_s``; all waits follow from it and from what is measured.
 
 - A site that works sends a sign of life every 2 s, with the steps that it has done. It is *silent* when none has come
-  for a thirtieth of the round's time limit, at least 6 s and at most 60 s; and if its signs come slower than that
+  for a thirtieth of the round's time limit, at least 10 s and at most 60 s; and if its signs come slower than that
   (a slow line, a machine that swaps), for 3 times the longest gap that was seen between two of them in this exchange.
 - Once the quorum has answered, silent sites are not waited for; others have ``federation.grace_s``. A slow site that
   sends signs is never silent.
@@ -20,8 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-SIGN_SECONDS = 2.0  # between two signs of life of a site
-_SILENT_SHARE, _LEAST_SILENCE_SECONDS, _MOST_SILENCE_SECONDS, _GAPS = 1 / 30, 6.0, 60.0, 3
+_SILENT_SHARE, _LEAST_SILENCE_SECONDS, _MOST_SILENCE_SECONDS, _GAPS = 1 / 30, 10.0, 60.0, 3
 _logger = logging.getLogger(__name__)
 
 
@@ -112,8 +111,9 @@ class Exchange:
             steps: optimiser steps that it has done since it got the task.
         """
         now = self._clock()
-        gap = now - self._heard.get(site, now)
-        self._longest_gap[site] = max(self._longest_gap.get(site, 0.0), gap)
+        if not self.is_silent(site):  # the time that it was gone is no measure of its line
+            gap = now - self._heard.get(site, now)
+            self._longest_gap[site] = max(self._longest_gap.get(site, 0.0), gap)
         self._heard[site], self._steps[site] = now, steps
 
     def missing(self, site: str) -> None:
@@ -152,7 +152,9 @@ class Exchange:
         self.unanswered = self.waiting()
         for site in self.unanswered:
             if self.is_silent(site):
-                self.left_out[site] = "its connection was lost: its machine, its client or the network in between is down"
+                self.left_out[site] = (
+                    "its connection was lost: its machine, its client or the network in between is down"
+                )
             elif self._clock() >= self._end:
                 self.left_out[site] = (
                     f"it did not answer within {self._time_limit:g} s (federation.round_time_limit_s)"

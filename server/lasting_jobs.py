@@ -27,13 +27,14 @@ from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode
 from nvflare.private.defs import ClientStatusKey, TrainingTopic
 from nvflare.private.fed.server.job_runner import JobRunner
 
+from fl_app.messages import SITE_TOPIC
+
 _LOOK_SECONDS = 1.0
 _OTHERS_SECONDS = 15.0  # sites find a server that was started again within their heartbeat's 10 s
 _REPLY_SECONDS = 3.0
 _LAST_WORD_SECONDS = 10.0  # for what a site says after a job's end; FLARE would wait 15 minutes for a site that is gone
 _TAG = "scheduled"  # FLARE's file beside a job that its scheduler need not look at again
 _RESULTS_VARIABLE = "NVFL_RESULT_ROOT"  # FLARE's name for a folder of results outside a job's own, which it deletes
-SITE_TOPIC = "fedspleen.site"  # to a job's process: shall this site have the job? has it got it?
 _logger = logging.getLogger(__name__)
 
 
@@ -41,7 +42,7 @@ _logger = logging.getLogger(__name__)
 def _others_go_on(trouble: str) -> Iterator[None]:
     try:
         yield
-    except Exception:  # noqa: BLE001 - whatever ails one site or job: the others are looked after, and it is again
+    except Exception:
         _logger.warning(trouble, exc_info=True)
 
 
@@ -161,7 +162,9 @@ class LastingJobRunner(JobRunner):
             if reply is None or reply.get_header(MsgHeader.RETURN_CODE, ReturnCode.OK) != ReturnCode.OK:
                 raise RuntimeError(f"the site did not take it: {reply.body if reply else 'no answer'}")
             run = self._engine.run_processes[job.job_id]
-            others = {token: each for token, each in run[RunProcessKey.PARTICIPANTS].items() if each.name != client.name}
+            others = {
+                token: each for token, each in run[RunProcessKey.PARTICIPANTS].items() if each.name != client.name
+            }
             run[RunProcessKey.PARTICIPANTS] = {**others, client.token: client}
             with self.lock:
                 self._pending_client_outcomes[job.job_id].add(client.name)

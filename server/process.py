@@ -58,4 +58,3 @@ def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) ->
         main_func=server_train.main, run_dir=str(workspace), shutdown_grace_time=1, args=arguments
     )
     return int(code or 0)
-

@@ -120,7 +120,9 @@ def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patien
     from fl_app.deployment import jobs
 
     try:
-        state = jobs.follow(kit, job_id, progress.update, lambda news: console.print(news, soft_wrap=True), patience * 60)
+        state = jobs.follow(
+            kit, job_id, progress.update, lambda news: console.print(news, soft_wrap=True), patience * 60
+        )
     except Interrupted:
         print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
         raise
