@@ -2,7 +2,10 @@
 
 import gc
 import os
+import resource
+import subprocess
 import threading
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -101,6 +104,115 @@ def test_200_rounds_leave_memory_files_threads_and_disk_as_they_are(data, tmp_pa
     assert np.ptp(handles[later]) <= 2 and np.ptp(threads[later]) == 0 and np.ptp(files[later]) == 0
 
 
+class Around:
+    """A channel that does something before a site's work in one round, and something after it."""
+
+    def __init__(self, channel, number, before, after=lambda: None):
+        self._channel, self._number, self._before, self._after = channel, number, before, after
+
+    def ask(self, task, payloads, exchange, answer):
+        if (task, next(iter(payloads.values())).facts.get("round")) == ("train", self._number):
+            ordered = sorted(payloads)
+            self._channel.ask(task, {site: payloads[site] for site in ordered[:1]}, Kept(exchange), answer)
+            self._before()
+            try:
+                self._channel.ask(task, {site: payloads[site] for site in ordered[1:]}, exchange, answer)
+            finally:
+                self._after()
+        else:
+            self._channel.ask(task, payloads, exchange, answer)
+
+
+class Kept:
+    """An exchange that is not closed yet."""
+
+    def __init__(self, exchange):
+        self.is_over, self.receive, self.close = exchange.is_over, exchange.receive, lambda: None
+
+
+def run_with_trouble(data, folder, before, after=lambda: None, changes=None, **sections):
+    """Two sites, trouble at the second one in round 2."""
+    job = load_job(
+        write_job(
+            folder / "job.yaml",
+            **{
+                "training": {"steps_per_round": 1, "precision": "fp32", **sections.get("training", {})},
+                "network": {"channels": [2, 4], **sections.get("network", {})},
+                "federation": {"rounds": 3, "min_sites": 1},
+                "data": sections.get("data", {}),
+            },
+        )
+    )
+    sites = settings(data, folder, SITES[:2])
+    sites["site-2"] = sites["site-2"].model_copy(update=changes or {})
+    channel = Around(rehearsal_channel(job, sites), 2, before, after)
+    return rehearse(job, sites, folder / "out", channel)
+
+
+def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data, tmp_path):
+    """The process's address space is limited for real while the second site trains."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, most))
+
+    result = run_with_trouble(
+        data,
+        tmp_path,
+        limit,
+        lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),
+        network={"channels": [16, 4]},
+        training={"batch_size": 300},  # one layer's output is 39 MB, more than the C library keeps of freed memory
+    )
+    assert result.status == "finished" and set(result.rounds[1].left_out) == {"site-2"}
+    assert "ran out of memory - lower training.batch_size" in result.rounds[1].left_out["site-2"]
+    assert result.rounds[2].left_out == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_costs_that_site_that_round_only(data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a disk")
+    try:
+
+        def fill():
+            with suppress(OSError), (disk / "filler").open("wb") as stream:
+                stream.write(bytes(2**21))
+
+        (tmp_path / "run").mkdir()
+        changes = {"state": disk / "state"}
+        result = run_with_trouble(
+            data, tmp_path / "run", fill, lambda: (disk / "filler").unlink(missing_ok=True), changes=changes
+        )
+        assert result.status == "finished" and "cannot read or write a file" in result.rounds[1].left_out["site-2"]
+        assert result.rounds[2].left_out == {}
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_by_its_kind(data, tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("no folder")
+    result = run_with_trouble(data, tmp_path, lambda: None, changes={"output": blocked / "output"})
+    assert result.final is not None and set(result.final.left_out) == {"site-2"}
+    assert "cannot read or write a file" in result.final.left_out["site-2"]
+    assert any("not tested at site-2" in caveat for caveat in result.caveats)
+
+
+def test_a_file_that_is_truncated_during_training_is_that_sites_trouble_only(tmp_path):
+    own = write_sites(tmp_path / "data", site_1=4, site_2=4)
+
+    def truncate():
+        for path in (own / "site-2").rglob("*.nii.gz"):
+            path.write_bytes(path.read_bytes()[:100])
+
+    result = run_with_trouble(own, tmp_path, truncate)
+    assert result.status == "finished" and result.rounds[1].left_out == {}, "prepared cases are in memory"
+    assert set(result.final.left_out) <= {"site-2"} and set(result.final.sites) >= {"site-1"}
+
+
 class Clock:
     now = 0.0
 
@@ -163,7 +275,7 @@ def test_a_site_whose_signs_are_slow_is_given_three_times_their_longest_gap():
 
 
 def test_a_site_that_was_gone_and_is_back_is_waited_for_again():
-    clock, exchange = make_exchange()
+    _, exchange = make_exchange()
     exchange.missing("site-3")
     assert exchange.is_silent("site-3")
     exchange.heard("site-3")

@@ -11,11 +11,23 @@ from fl_app.model_file import load_model
 from fl_app.rehearsal import rehearse
 from fl_app.result import read_result
 from fl_app.site import SiteSettings, write_site
-from tests.federation import processes_about, write_job, write_sites
-from tests.test_sites import LEAD, SITES, Running, make_kits
+from provisioning.consortium import parse_consortium
+from provisioning.provision import provision
+from tests.federation import fedspleen, processes_about, write_job, write_sites
+from tests.relay import Relay
+from tests.test_sites import LEAD, SITES, Running, free_port
 
 pytestmark = pytest.mark.slow
 ROUNDS = 6
+CONSORTIUM = """\
+name: trial
+server: {{hosts: [localhost], port: {port}, listen_port: {listen}}}
+sites:
+  - {{name: site-1, organisation: hospital_1}}
+  - {{name: site-2, organisation: hospital_2}}
+administrators:
+  - {{email: lead@example.org, role: lead}}
+"""
 
 
 class Consortium:
@@ -23,7 +35,10 @@ class Consortium:
 
     def __init__(self, folder):
         self.folder = folder
-        self.kits = make_kits(folder / "consortium")
+        ports = free_port(), free_port()
+        provision(parse_consortium(CONSORTIUM.format(port=ports[0], listen=ports[1])), folder / "consortium")
+        self.kits = folder / "consortium" / "kits"
+        self.relay = Relay(*ports)
         data = write_sites(folder / "data", site_1=4, site_2=5)
         for site in SITES:
             write_site(self.kits / site / "site.yaml", SiteSettings(data=data / site, threads=1, device="cpu"))
@@ -71,6 +86,14 @@ class Consortium:
             time.sleep(0.05)
         return time.monotonic() - started
 
+    def wait_for_more(self, job_id, seconds, rounds=1):
+        """Wait for other rounds than those under way, or the end; seconds since the call."""
+        path = self.results(job_id)
+        if not path.exists():
+            return 0.0
+        wanted = min(ROUNDS, len(read_result(path).rounds) + rounds)
+        return self.wait_for_round(job_id, wanted, seconds) if path.exists() else 0.0
+
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory):
@@ -82,17 +105,22 @@ def consortium(tmp_path_factory):
     yield made
     for each in made.started.values():
         each.end()
+    made.relay.close()
     assert processes_about(made.folder) == []
+
+
+def make_job(folder, name="job", **federation):
+    return write_job(
+        folder / f"{name}.yaml",
+        training={"steps_per_round": 10, "precision": "fp32"},
+        network={"channels": [4, 8], "normalisation": "batch"},
+        federation={"rounds": ROUNDS, "normalisation": "local", "round_time_limit_s": 300, **federation},
+    )
 
 
 @pytest.fixture(scope="module")
 def job(consortium):
-    return write_job(
-        consortium.folder / "job.yaml",
-        training={"steps_per_round": 10, "precision": "fp32"},
-        network={"channels": [4, 8], "normalisation": "batch"},
-        federation={"rounds": ROUNDS, "normalisation": "local", "round_time_limit_s": 180},
-    )
+    return make_job(consortium.folder)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +174,50 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     assert result.final == read_result(undisturbed / "result.json").final
     assert not consortium.results(job_id).exists(), "packed and removed"
     assert [path.name for site in SITES for path in (consortium.kits / site / "state").iterdir()] == []
+
+
+def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed):
+    """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
+    outs = [consortium.folder / name for name in ("first", "second")]
+    running = [consortium.submit(job, out) for out in outs]
+    for each in running:
+        consortium.wait_for_round(each.job_id, 2)
+    relay, limit = consortium.relay, 180
+    relay.cut()
+    time.sleep(5)
+    relay.mend()
+    seconds = {"cut for 5 s": max(consortium.wait_for_more(each.job_id, limit) for each in running)}
+    relay.stall()
+    time.sleep(20)
+    relay.mend()
+    seconds["stalled for 20 s"] = max(consortium.wait_for_more(each.job_id, limit) for each in running)
+    relay.delay = 0.05
+    print(f"seconds until the next round after the line was {seconds}")
+    for each, out in zip(running, outs, strict=True):
+        each.wait_for("Held-out test cases", limit)
+        result = read_result(out / "result.json")
+        assert result.status == "finished" and not any(done.left_out for done in result.rounds)
+        assert_same_models(out, undisturbed)
+    relay.mend()
+
+
+def test_a_site_that_was_killed_is_left_out_at_once_and_comes_back(consortium):
+    """One of two sites is enough, and the grace time is long: a silent site is not waited for."""
+    job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=60)
+    running = consortium.submit(job, consortium.folder / "quorum")
+    consortium.wait_for_round(running.job_id, 2)
+    consortium.kill("site-2")
+    seconds = consortium.wait_for_more(running.job_id, 100, rounds=2)
+    result = read_result(consortium.results(running.job_id))
+    missed = [done.left_out for done in result.rounds if done.left_out]
+    assert all("its connection was lost" in each["site-2"] for each in missed) and missed
+    consortium.start("site-2")
+    consortium.ready("site-2")
+    print(f"two rounds further {seconds:.0f} s after a site was killed")
+    consortium.started["server"].end()  # an orderly stop pauses the job, too
+    consortium.start("server")
+    consortium.ready("server")
+    done = fedspleen("abort", running.job_id, "--kit", consortium.kits / LEAD, cwd=consortium.folder)
+    assert done.returncode == 0, done.stderr
+    assert running.process.wait(120) == 1 and "FINISHED:ABORTED" not in running.text.splitlines()[-1]
+    assert len(read_result(consortium.folder / "quorum" / "result.json").rounds) >= 4
