@@ -35,6 +35,7 @@ class FlareChannel:
         self._controller, self._context, self._abort = controller, context, abort
         self._news = threading.Event()
         self._exchange: Exchange | None = None
+        self._gone: set[str] = set()  # silent since an earlier exchange: not waited for anew in each
 
     def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
         """See `Channel`. Sites that are not connected get the task when they are."""
@@ -53,18 +54,23 @@ class FlareChannel:
             self._news.wait(_POLL_SECONDS)
             self._news.clear()
         exchange.close()
+        self._gone |= {site for site in exchange.unanswered if exchange.is_silent(site)}
         for each in tasks:
             self._controller.cancel_task(each, fl_ctx=self._context)
 
     def heard(self, site: str, steps: int) -> None:
         """A site has given a sign of life."""
+        self._gone.discard(site)
         if self._exchange:
             self._exchange.heard(site, steps)
 
     def _send_each(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> list[Task]:
         together: dict[int, list[str]] = defaultdict(list)
         for site, payload in payloads.items():
-            exchange.heard(site)
+            if site in self._gone:
+                exchange.missing(site)
+            else:
+                exchange.heard(site)
             together[id(payload)].append(site)
         sent = [self._send(task, payloads[sites[0]], sites, exchange, answer) for sites in together.values()]
         if payloads:

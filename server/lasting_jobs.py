@@ -55,8 +55,10 @@ class LastingJobRunner(JobRunner):
         self._engine: Any = fl_ctx.get_engine()
         self._jobs: Any = self._engine.job_def_manager
         self._enough_since: dict[str, float] = {}
+        self._reached: dict[str, str] = {}
         self._keep_results(self._engine.get_workspace(), Path(self.workspace_root).absolute() / "results")
-        threading.Thread(target=self._look_after_jobs, args=(self._unfinished(),), daemon=True).start()
+        self._waiting, self._waiting_lock = self._unfinished(), threading.Lock()
+        threading.Thread(target=self._look_after_jobs, daemon=True).start()
         super().run(fl_ctx)
 
     def stop_all_runs(self, fl_ctx: FLContext) -> None:
@@ -64,6 +66,16 @@ class LastingJobRunner(JobRunner):
         self.ask_to_stop = True  # before anything else: or FLARE would write down that the jobs have ended
         for run in list(self._engine.run_processes.values()):
             run[RunProcessKey.JOB_HANDLE].terminate()
+
+    def stop_run(self, job_id: str, fl_ctx: FLContext) -> str:
+        """An administrator ends a job; it may be one that waits to go on: what it has reached can be downloaded."""
+        with self._waiting_lock:
+            if job_id not in self._waiting:
+                return str(super().stop_run(job_id, fl_ctx))
+            self._waiting.remove(job_id)
+            self._save_workspace(fl_ctx, job_id=job_id)
+            self._jobs.set_status(job_id, RunStatus.FINISHED_ABORTED, fl_ctx)
+            return ""
 
     def fail_run(self, job_id: str, process_return_code: int, fl_ctx: FLContext) -> str:
         """A site's process of the job has ended badly. The others go on without it; FLARE would end the job."""
@@ -80,43 +92,65 @@ class LastingJobRunner(JobRunner):
         os.environ[_RESULTS_VARIABLE] = str(folder)  # for the jobs' processes
         workspace.result_root = workspace.log_root = workspace.audit_root = str(folder)
 
+    def _save_workspace(self, fl_ctx: FLContext, finished_state: Any = None, job_id: str | None = None) -> None:
+        """A job is over: pack it; but if its process was ended from outside, let it go on.
+
+        Raises:
+            RuntimeError: it goes on; FLARE, which would try again, finds no such job then.
+        """
+        if finished_state and job_id and self._was_killed(job_id):
+            with self.lock:
+                self.running_jobs.pop(job_id, None)
+                self._finished_job_states.pop(job_id, None)
+                self._pending_client_outcomes.pop(job_id, None)
+            self._engine.remove_exception_process(job_id)
+            self.scheduler.remove_scheduled_job(job_id)
+            self._waiting.append(job_id)
+            raise RuntimeError("its process at the server was killed, it goes on from its last checkpoint")
+        super()._save_workspace(fl_ctx, finished_state, job_id)
+
+    def _was_killed(self, job_id: str) -> bool:
+        """Whether a job's process ended without a word, and had come further than the last time this happened."""
+        run, job = self._engine.exception_run_processes.get(job_id), self.running_jobs.get(job_id)
+        if not run or run.get(RunProcessKey.PROCESS_FINISHED) or not job or job.run_aborted:
+            return False
+        folder = Path(self._engine.get_workspace().get_result_root(job_id)) / "result" / "checkpoints"
+        reached = max((path.name for path in folder.glob("*.safetensors")), default="")
+        before = self._reached.get(job_id)
+        self._reached[job_id] = reached
+        return before is None or reached > before
+
     def _unfinished(self) -> list[str]:
-        """Jobs that ran when the server ended; from now on an administrator may abort them as any waiting job."""
+        """Jobs that ran, or were about to, when the server ended."""
         with self._engine.new_context() as context:
             jobs = self._get_all_running_jobs(self._jobs, context)
             for job in jobs:
-                self._jobs.set_status(job.job_id, RunStatus.DISPATCHED, context)
+                self._jobs.set_status(job.job_id, RunStatus.RUNNING, context)
         return [job.job_id for job in jobs]
 
-    def _look_after_jobs(self, waiting: list[str]) -> None:
+    def _look_after_jobs(self) -> None:
         while not self.ask_to_stop:
             time.sleep(_LOOK_SECONDS)
-            for job_id in list(waiting):
+            for job_id in list(self._waiting):
                 with _others_go_on(f"job {job_id} could not be taken up"):
-                    if self._take_up(job_id):
-                        waiting.remove(job_id)
+                    self._take_up(job_id)
             for job_id, job in list(self.running_jobs.items()):
                 for client in self._without(job_id):
                     with _others_go_on(f"job {job_id} could not be given to {client.name} again"):
                         self._bring_back(job, client)
 
-    def _take_up(self, job_id: str) -> bool:
-        """Give an unfinished job to the scheduler once its sites are back and have ended what they still ran.
-
-        Returns:
-            Whether there is nothing more to wait for.
-        """
+    def _take_up(self, job_id: str) -> None:
+        """Give an unfinished job to the scheduler once its sites are back and have ended what they still ran."""
         with self._engine.new_context() as context:
             job = self._jobs.get_job(job_id, context)
             if job is None:
-                return True
-            if job.meta[JobMetaKey.STATUS.value] != RunStatus.DISPATCHED.value:
-                self._save_workspace(context, job_id=job_id)  # it was aborted: what it has reached can be downloaded
-                return True
-            if not self._sites_are_back(job) or self._still_run(job_id, context):
-                return False
-            self._set_back(job_id, context)
-            return True
+                self._waiting.remove(job_id)
+            elif not self._sites_are_back(job) or self._still_run(job_id, context):
+                return
+            with self._waiting_lock:
+                if job and job_id in self._waiting:
+                    self._set_back(job_id, context)
+                    self._waiting.remove(job_id)
 
     def _sites_are_back(self, job: Job) -> bool:
         here = {client.name for client in self._engine.get_clients()}

@@ -1,4 +1,4 @@
-"""Many faults at random moments, fast: the workflow and the sites' work over a channel that drops, repeats, corrupts."""
+"""Many faults at random moments, fast: workflow and sites' work over a channel that drops, repeats and corrupts."""
 
 import gc
 import os

@@ -18,7 +18,7 @@ from tests.relay import Relay
 from tests.test_sites import LEAD, SITES, Running, free_port
 
 pytestmark = pytest.mark.slow
-ROUNDS = 6
+ROUNDS = 14
 CONSORTIUM = """\
 name: trial
 server: {{hosts: [localhost], port: {port}, listen_port: {listen}}}
@@ -63,16 +63,19 @@ class Consortium:
     def kill_job(self, name, job_id):
         """Kill -9 the process of a job only."""
         family = psutil.Process(self.started[name].process.pid).children(recursive=True)
-        found = [each for each in family if "worker_process" in " ".join(each.cmdline()) and job_id in each.cmdline()]
+        module = "runner_process" if name == "server" else "worker_process"
+        found = [each for each in family if module in " ".join(each.cmdline()) and job_id in each.cmdline()]
         assert len(found) == 1
         found[0].kill()
 
     def submit(self, job, out):
         """Submit, follow and download, as one command; its first line names the job."""
         running = Running("submit", job, "--kit", self.kits / LEAD, "--out", out, cwd=self.folder)
-        running.wait_for("submitted", 60)
-        running.job_id = running.text.split()[1]
         return running
+
+    def identify(self, running):
+        running.wait_for("submitted", 90)
+        return running.text.split()[1]
 
     def results(self, job_id):
         return self.kits / "server" / "results" / "server" / job_id / "result" / "result.json"
@@ -91,8 +94,7 @@ class Consortium:
         path = self.results(job_id)
         if not path.exists():
             return 0.0
-        wanted = min(ROUNDS, len(read_result(path).rounds) + rounds)
-        return self.wait_for_round(job_id, wanted, seconds) if path.exists() else 0.0
+        return self.wait_for_round(job_id, min(ROUNDS, len(read_result(path).rounds) + rounds), seconds)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def consortium(tmp_path_factory):
 def make_job(folder, name="job", **federation):
     return write_job(
         folder / f"{name}.yaml",
-        training={"steps_per_round": 10, "precision": "fp32"},
+        training={"steps_per_round": 25, "precision": "fp32"},
         network={"channels": [4, 8], "normalisation": "batch"},
         federation={"rounds": ROUNDS, "normalisation": "local", "round_time_limit_s": 300, **federation},
     )
@@ -146,7 +148,7 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     """All sites are needed, so every round waits for who was killed; the model is that of a run without faults."""
     out = consortium.folder / "disturbed"
     running = consortium.submit(job, out)
-    job_id = running.job_id
+    job_id = consortium.identify(running)
 
     consortium.wait_for_round(job_id, 2)
     consortium.kill_job("site-1", job_id)
@@ -161,12 +163,15 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     consortium.start("server")
     consortium.ready("server")
     seconds["the server"] = consortium.wait_for_round(job_id, 5)
+
+    consortium.kill_job("server", job_id)
+    seconds["the server's process"] = consortium.wait_for_round(job_id, 6)
     print(f"seconds until the job went on after the end of {seconds}")
 
     running.wait_for("Held-out test cases", 180)
     assert running.process.wait(30) == 0 and "the server is away" in running.text
     result = read_result(out / "result.json")
-    assert len(result.restarts) == 1 and result.restarts[0].lost_state == []
+    assert [restart.lost_state for restart in result.restarts] == [[], []]
     assert [(each.site, each.restored) for each in result.returns] == [("site-1", True), ("site-2", True)]
     assert [each.number for each in result.rounds] == list(range(1, ROUNDS + 1))
     assert all(set(each.sites) == set(SITES) and not each.left_out for each in result.rounds)
@@ -180,17 +185,18 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
     """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
     outs = [consortium.folder / name for name in ("first", "second")]
     running = [consortium.submit(job, out) for out in outs]
-    for each in running:
-        consortium.wait_for_round(each.job_id, 2)
+    jobs = [consortium.identify(each) for each in running]
+    for job_id in jobs:
+        consortium.wait_for_round(job_id, 2)
     relay, limit = consortium.relay, 180
     relay.cut()
     time.sleep(5)
     relay.mend()
-    seconds = {"cut for 5 s": max(consortium.wait_for_more(each.job_id, limit) for each in running)}
+    seconds = {"cut for 5 s": max(consortium.wait_for_more(job_id, limit) for job_id in jobs)}
     relay.stall()
     time.sleep(20)
     relay.mend()
-    seconds["stalled for 20 s"] = max(consortium.wait_for_more(each.job_id, limit) for each in running)
+    seconds["stalled for 20 s"] = max(consortium.wait_for_more(job_id, limit) for job_id in jobs)
     relay.delay = 0.05
     print(f"seconds until the next round after the line was {seconds}")
     for each, out in zip(running, outs, strict=True):
@@ -203,21 +209,27 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
 
 def test_a_site_that_was_killed_is_left_out_at_once_and_comes_back(consortium):
     """One of two sites is enough, and the grace time is long: a silent site is not waited for."""
-    job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=60)
+    job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=1000)
     running = consortium.submit(job, consortium.folder / "quorum")
-    consortium.wait_for_round(running.job_id, 2)
+    job_id = consortium.identify(running)
+    consortium.wait_for_round(job_id, 2)
     consortium.kill("site-2")
-    seconds = consortium.wait_for_more(running.job_id, 100, rounds=2)
-    result = read_result(consortium.results(running.job_id))
+    seconds = consortium.wait_for_more(job_id, 100, rounds=2)
+    result = read_result(consortium.results(job_id))
     missed = [done.left_out for done in result.rounds if done.left_out]
     assert all("its connection was lost" in each["site-2"] for each in missed) and missed
     consortium.start("site-2")
     consortium.ready("site-2")
     print(f"two rounds further {seconds:.0f} s after a site was killed")
+    end = time.monotonic() + 100
+    while not (returns := read_result(consortium.results(job_id)).returns):
+        assert time.monotonic() < end, "it has not come back"
+        time.sleep(0.2)
+    assert [(each.site, each.restored) for each in returns] == [("site-2", True)]
     consortium.started["server"].end()  # an orderly stop pauses the job, too
     consortium.start("server")
     consortium.ready("server")
-    done = fedspleen("abort", running.job_id, "--kit", consortium.kits / LEAD, cwd=consortium.folder)
+    done = fedspleen("abort", job_id, "--kit", consortium.kits / LEAD, cwd=consortium.folder)
     assert done.returncode == 0, done.stderr
-    assert running.process.wait(120) == 1 and "FINISHED:ABORTED" not in running.text.splitlines()[-1]
+    assert running.process.wait(120) == 1 and "the job was" in running.text
     assert len(read_result(consortium.folder / "quorum" / "result.json").rounds) >= 4

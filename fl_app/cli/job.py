@@ -54,9 +54,8 @@ def submit(
         console = open_console()
         with Progress(console) as progress:
             _follow(job_id, kit, console, progress, patience)
-            with jobs.connect(kit) as admin:
-                # the last rounds may have ended between two looks at the server
-                result = jobs.download(admin, job_id, out)
+            # the last rounds may have ended between two looks at the server
+            result = jobs.download(kit, job_id, out)
             progress.update(result)
         _require_finished(result, out)
         print_end(console, result, out)
@@ -109,8 +108,7 @@ def download(
     """Bring the result of a job that has ended home, as the simulator leaves it."""
     from fl_app.deployment import jobs
 
-    with jobs.connect(kit) as admin:
-        result = jobs.download(admin, job_id, out)
+    result = jobs.download(kit, job_id, out)
     _require_finished(result, out)
     print_end(open_console(), result, out)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 3.0  # whether the server is back
+_TRIES = 3
 
 
 def connect(kit: Path) -> AbstractContextManager[Administration]:
@@ -99,13 +100,13 @@ def follow(
 def _look(admin: Administration, job_id: str, progress: Callable[[Result], None]) -> tuple[JobState, str]:
     """How the job stands, and a line of news if it does not run."""
     state = admin.state(job_id)
-    if state.status == "RUNNING":
-        result = admin.progress(job_id)
-        if result:
-            progress(result)
-    if state.ended or state.status == "RUNNING":
+    result = admin.progress(job_id) if state.status == "RUNNING" else None
+    if result:
+        progress(result)
+    if state.ended or result:
         return state, ""
-    words = {"DISPATCHED": "being given to its sites, or waiting for them"}.get(state.status, state.status.lower())
+    # after its server was started again, a job waits for its sites
+    words = "starting, or waiting for its sites" if state.status == "RUNNING" else state.status.lower()
     waiting = f"job {job_id} is {words}; connected: {', '.join(admin.sites()) or 'no site'}"
     return state, waiting + (f" ({state.note})" if state.note else "")
 
@@ -116,15 +117,13 @@ def require_new(out: Path) -> None:
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
 
 
-def download(admin: Administration, job_id: str, out: Path) -> Result:
+def download(kit: Path, job_id: str, out: Path) -> Result:
     """Leave the same folder as the simulator does; sites' logs and case scores stay at the sites."""
     from fl_app.reports.curves import Curves
 
     require_new(out)
-    state = admin.state(job_id)
     with TemporaryDirectory(prefix="fedspleen-") as folder:
-        located = admin.download(job_id, Path(folder))
-        left = _find(located)
+        state, left = _fetch(kit, job_id, Path(folder))
         log = left / "log.txt"
         told = "the server's log says why"
         if log.exists():
@@ -146,6 +145,21 @@ def download(admin: Administration, job_id: str, out: Path) -> Result:
     with closing(Curves(out / "tensorboard")) as curves:
         curves.update(result)
     return result
+
+
+def _fetch(kit: Path, job_id: str, folder: Path) -> tuple[JobState, Path]:
+    """How a job ended, and what it left, below a folder; a connection that breaks on the way is made again."""
+    tries = _TRIES
+    while True:
+        tries -= 1
+        try:
+            with connect(kit) as admin:
+                state = admin.state(job_id)
+                return state, _find(admin.download(job_id, folder / str(tries)))
+        except FederationError:
+            if not tries:
+                raise
+            time.sleep(_ASK_AGAIN_SECONDS)
 
 
 def _find(folder: Path) -> Path:
