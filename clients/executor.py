@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from nvflare.fuel.utils import fobs
 
 from clients.bell import Bell
 from clients.failures import classify
+from clients.signs import Aborted, Signs
+from clients.state import forget_old
 from clients.work import SiteWork
 from fl_app.config import Job
 from fl_app.messages import TASKS
@@ -34,13 +37,20 @@ class SiteExecutor(Executor):
         super().__init__()
         self.job = job  # FLARE exports a component's arguments from attributes of the same name
         self._bell = Bell()
+        self._signs = Signs()
         self._work: SiteWork | None = None
+        self._state: Path | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """FLARE's events: tensors can travel once the run has started; the bell tells when to ask for a task."""
         self._bell.handle_event(event_type, fl_ctx)
+        self._signs.handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
+        elif event_type == EventType.ABORT_TASK:
+            self._state = None  # the job may go on
+        elif event_type == EventType.END_RUN and self._state:
+            shutil.rmtree(self._state, ignore_errors=True)  # the server has ended the job in an orderly way
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task; a failure is told to the server by its kind only, the details stay in this site's log."""
@@ -50,8 +60,11 @@ class SiteExecutor(Executor):
             if self._work is None:
                 self._work = self._begin(fl_ctx)
             dxo = from_shareable(shareable)
+            self._signs.begin(abort_signal)
             values, report = self._work.do(task_name, dxo.data, dxo.meta)
-            return DXO(DataKind.WEIGHT_DIFF, data=values, meta={"report": report.model_dump()}).to_shareable()
+            return DXO(DataKind.WEIGHT_DIFF, data=values, meta={"report": report}).to_shareable()
+        except Aborted:
+            return make_reply(ReturnCode.TASK_ABORTED)
         except Exception as error:  # whatever happens: the server gets an answer, the log the cause
             failure = classify(error)
             self.logger.error(f"{task_name} failed ({failure.kind}): {error}", exc_info=failure.kind == "internal")
@@ -60,5 +73,7 @@ class SiteExecutor(Executor):
     def _begin(self, fl_ctx: FLContext) -> SiteWork:
         site = fl_ctx.get_identity_name()
         settings = load_site(site, fl_ctx.get_job_id())
-        run = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        return SiteWork(Job.model_validate(self.job), site, settings, settings.state or run / "state")
+        self._state = settings.state
+        if self._state and self._state.name == fl_ctx.get_job_id():
+            forget_old(self._state.parent)
+        return SiteWork(Job.model_validate(self.job), site, settings, self._state, self._signs.step)

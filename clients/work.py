@@ -54,13 +54,23 @@ class SiteWork:
         site: the site's name.
         settings: what the site decides for itself.
         state: folder for what a restart in mid-job needs; none: nothing is kept.
+        after_step: called after each optimiser step; what it raises ends the task.
     """
 
-    def __init__(self, job: Job, site: str, settings: SiteSettings, state: Path | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        site: str,
+        settings: SiteSettings,
+        state: Path | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self._job = job
         self._site = site
         self._settings = settings
         self._state = state
+        self._after_step = after_step
+        self._prepared = False
         self._tasks: dict[str, Callable[[Values, Facts], tuple[Values, Report]]] = {
             PREPARE: self._prepare,
             TRAIN: self._train,
@@ -71,13 +81,19 @@ class SiteWork:
             PERSONALISE: self._personalise,
         }
 
-    def do(self, task: str, values: Values, facts: Facts) -> tuple[Values, Report]:
+    def do(self, task: str, values: Values, facts: Facts) -> tuple[Values, dict[str, Any]]:
         """Do one task: tensors and plain facts in, tensors and a report out.
+
+        A process that was started in mid-job prepares itself first, and says so beside the report.
 
         Raises:
             Exception: whatever went wrong; `clients.failures.classify` says what the server may hear of it.
         """
-        return self._tasks[task](values, facts)
+        beside: dict[str, Any] = {}
+        if task != PREPARE and not self._prepared:
+            beside["ready"] = self._prepare({}, facts)[1].model_dump()
+        values, report = self._tasks[task](values, facts)
+        return values, report.model_dump() | beside
 
     def _prepare(self, values: Values, facts: Facts) -> tuple[Values, SiteReady]:
         started = time.monotonic()
@@ -99,6 +115,7 @@ class SiteWork:
         if search is None or search.main_fits:
             self._networks[MAIN] = self._local(MAIN, trainer, self._job.federation.rounds)
             restored = self._networks[MAIN].restore(self._rounds.get(MAIN, 0))
+        self._prepared = True
         return {}, SiteReady(
             training_cases=len(self._data.training),
             validation_cases=len(self._data.validation),
@@ -154,6 +171,8 @@ class SiteWork:
         if name == MAIN and self._job.personal.ditto:
             ditto = Trainer(self._job, self._data.training, self._device, f"{self._site} ditto")
             ditto.exchanged = ()  # all of it stays here
+            ditto.after_step = self._after_step
+        trainer.after_step = self._after_step
         state = self._state / name if self._state else None
         return LocalNetwork(self._job, trainer, self._data, rounds, state, ditto)
 

@@ -1,13 +1,16 @@
 """The contract of the wire: which tasks the server sends, and what a site answers.
 
     task       to the site                              back from the site
-    prepare    the last finished round, 0 at first      SiteReady: counts, device, versions
+    prepare    -                                        SiteReady: counts, device, versions
     train      round, values of the model before it     TrainReport + differences of the values, weighted later
     validate   values of the last model                 ValidationReport
     test       values of the best model                 TestReport
     score      networks of the search space, values     ScoreReport: how well each does at this site
     derive     the network for all, values              DeriveReport: this site's own network
     personalise  values of the best models              PersonalReport: this site's personal models
+
+Every task also brings the last finished rounds, by network. A site whose process was started anew in mid-job prepares
+itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside that task's report.
 
 Values and differences are torch tensors by name (CPU, float32). Everything else is one of the reports below,
 sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a header field or
@@ -24,6 +27,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 SCORE, DERIVE, PERSONALISE = "score", "derive", "personalise"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
+SIGN_TOPIC = "fedspleen.sign"  # a site is alive; how many steps it has done since it got the task
+SIGN_SECONDS = 2.0  # between two such signs
+SITE_TOPIC = "fedspleen.site"  # within the server: shall this site have the job again? has it got it?
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
 # which network a task is about: the job's own, the supernet of a search, those that were found
 MAIN, SUPERNET, SEARCHED = "main", "supernet", "searched"
@@ -81,7 +87,7 @@ class SiteReady(Report):
     precision: Literal["bf16", "fp16", "fp32"]
     versions: Annotated[dict[Word, Word], Field(max_length=50)]
     restored: bool | None = Field(
-        description="its optimiser and local layers as after the server's last round; none: nothing to restore",
+        description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
     search: SearchReady | None = Field(None, description="only if the job searches")
     seconds: Seconds

@@ -46,7 +46,7 @@ class Rehearsal:
                 _logger.warning(f"{task} failed at {site}", exc_info=True)
                 exchange.receive(site, partial(str, classify(error).sentence))
                 continue
-            exchange.receive(site, partial(answer, site, _copies(values), report.model_dump()))
+            exchange.receive(site, partial(answer, site, _copies(values), report))
         exchange.close()
 
 

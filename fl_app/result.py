@@ -171,6 +171,14 @@ class Restart(Part):
     )
 
 
+class Return(Part):
+    """A site that was started anew in mid-job, or came late."""
+
+    site: str
+    round: int = Field(description="in which it took part again; the last one: in that or what follows it")
+    restored: bool | None = Field(description="whether its own state could be restored; none: there was nothing to")
+
+
 class Result(Part):
     """The whole run."""
 
@@ -192,6 +200,7 @@ class Result(Part):
     initial_dice: float | None = Field(None, description="mean validation Dice of the untrained network")
     rounds: list[Round] = Field(default_factory=list)
     restarts: list[Restart] = Field(default_factory=list)
+    returns: list[Return] = Field(default_factory=list)
     search: SearchResult | None = None
     final: Final | None = None
     personal: Personal | None = None
@@ -230,6 +239,12 @@ def find_caveats(result: Result) -> list[str]:
     short = [done.number for done in result.rounds if done.left_out]
     if short:
         found.append(f"{len(short)} of {len(result.rounds)} rounds went without some site, first round {short[0]}")
+    lost = {site for restart in result.restarts for site in restart.lost_state}
+    lost |= {each.site for each in result.returns if each.restored is False}
+    if lost:
+        found.append(
+            f"{', '.join(sorted(lost))} went on without its own state (optimiser, local layers), which was lost"
+        )
     best = result.final.best_value if result.final else None
     if best is not None and best <= (result.initial_dice or 0):
         found.append("the best model is no better than the untrained network: nothing was learned")

@@ -59,7 +59,7 @@ class SiteSettings(Settings):
         "test_cases.csv; none: output/ in the kit's folder",
     )
     state: Path | None = Field(
-        None, description="folder for what a restart in mid-job needs; none: FLARE's folder of the job"
+        None, description="folder for what a restart in mid-job needs; none: state/ in the kit's folder"
     )
     limits: SiteLimits = Field(default_factory=SiteLimits, description="what a job may ask of this site at most")
 
@@ -71,7 +71,7 @@ def load_site(site: str, job: str = "") -> SiteSettings:
 
     Args:
         site: the site's name.
-        job: the job's identifier, which takes the place of ``{job}`` in ``output``.
+        job: the job's identifier, which takes the place of ``{job}`` in ``output`` and ``state``.
 
     Raises:
         ConfigError: the variable is not set, or the file is missing or wrong.
@@ -80,9 +80,10 @@ def load_site(site: str, job: str = "") -> SiteSettings:
     if not template:
         raise ConfigError(f"{SITE_FILE_VARIABLE}: not set - it names the site's site.yaml")
     settings = read_site(Path(template.replace("{site}", site)))
-    if settings.output is None:
-        return settings
-    return settings.model_copy(update={"output": Path(str(settings.output).replace("{job}", job))})
+    folders = {"output": settings.output, "state": settings.state}
+    return settings.model_copy(
+        update={name: Path(str(path).replace("{job}", job)) for name, path in folders.items() if path}
+    )
 
 
 def read_site(path: Path) -> SiteSettings:

@@ -169,6 +169,10 @@ def administration(kit: Path, user: str, where: str) -> Iterator[Administration]
         raise FederationError(f"the server refuses the job: {error}") from None
     except InternalError as error:
         raise FederationError(f"the server refused: {error}") from None
+    except RuntimeError as error:
+        if "runtime error encountered" not in str(error):  # FLARE's words for a command whose answer was lost
+            raise
+        raise FederationError(f"the connection to the server at {where} broke: try again") from None
     finally:
         if admin:
             admin.close()

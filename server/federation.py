@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
@@ -15,7 +17,7 @@ from nvflare.widgets.info_collector import InfoCollector
 
 from fl_app.config import Job
 from fl_app.errors import UserError
-from fl_app.messages import PROGRESS
+from fl_app.messages import PROGRESS, SIGN_TOPIC, SITE_TOPIC
 from fl_app.result import RESULT_VARIABLE
 from server.flare_channel import FlareChannel
 from server.workflow import Workflow
@@ -31,18 +33,24 @@ class Federation(Controller):
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(task_check_period=0.05)
         self.job = job  # FLARE exports a component's arguments from attributes of the same name
+        self._folder: Path | None = None
+        self._channel: FlareChannel | None = None
+        self._workflow: Workflow | None = None
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Find where to write."""
+        """Find where to write; listen to the sites' signs of life, and to the server's job runner."""
         fobs.register(TensorDecomposer)
-        told = os.environ.get(RESULT_VARIABLE)  # without it: in FLARE's folder of the job
-        run = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
-        self._folder = Path(told) if told else run / "result"
+        engine = fl_ctx.get_engine()
+        told = os.environ.get(RESULT_VARIABLE)  # without it: where FLARE packs results for download
+        kept = Path(engine.get_workspace().get_result_root(fl_ctx.get_job_id()))
+        self._folder = Path(told) if told else kept / "result"
+        engine.register_aux_message_handler(SIGN_TOPIC, self._heard)
+        engine.register_app_command(SITE_TOPIC, self._about_site)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """An administrator's show_stats: answer with the result so far, which `fedspleen follow` prints."""
         super().handle_event(event_type, fl_ctx)
-        if event_type == InfoCollector.EVENT_TYPE_GET_STATS:
+        if event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._folder:
             collector = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
             path = self._folder / "result.json"
             # from the file: it is whole at any time, the object may just be changing
@@ -51,7 +59,9 @@ class Federation(Controller):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the whole job; a failure is written down before FLARE is told."""
-        workflow = Workflow(Job.model_validate(self.job), self._folder, FlareChannel(self, fl_ctx, abort_signal))
+        assert self._folder is not None
+        self._channel = FlareChannel(self, fl_ctx, abort_signal)
+        workflow = self._workflow = Workflow(Job.model_validate(self.job), self._folder, self._channel)
         try:
             workflow.run([client.name for client in fl_ctx.get_engine().get_clients()])
         except UserError as error:
@@ -60,6 +70,23 @@ class Federation(Controller):
         except Exception as error:
             workflow.record.failed(f"unexpected error at the server: {type(error).__name__}; its log has the details")
             raise
+        finally:
+            self._workflow = None
+
+    def _heard(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        """A site's sign of life."""
+        peer = fl_ctx.get_peer_context()
+        if peer and self._channel:
+            self._channel.heard(str(peer.get_identity_name()), int(request.get("steps", 0)))
+        return make_reply(ReturnCode.OK)
+
+    def _about_site(self, topic: str, data: dict[str, Any], fl_ctx: FLContext) -> dict[str, Any]:
+        """The job runner asks whether a site that has the job no more shall get it again, and tells when it has."""
+        workflow, site = self._workflow, str(data["site"])
+        if workflow and data["started"]:
+            fl_ctx.get_engine().sync_clients_from_main_process()  # it has another token now
+            workflow.site_started(site)
+        return {"wanted": bool(workflow and workflow.wants(site))}
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Nothing to release."""

@@ -34,22 +34,48 @@ class FlareChannel:
     def __init__(self, controller: Controller, context: FLContext, abort: Signal) -> None:
         self._controller, self._context, self._abort = controller, context, abort
         self._news = threading.Event()
+        self._exchange: Exchange | None = None
+        self._gone: set[str] = set()  # silent since an earlier exchange: not waited for anew in each
 
     def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
-        """See `Channel`."""
-        together: dict[int, list[str]] = defaultdict(list)
-        for site, payload in payloads.items():
-            together[id(payload)].append(site)
-        tasks = [self._send(task, payloads[sites[0]], sites, exchange, answer) for sites in together.values()]
-        self._ring(list(payloads))
+        """See `Channel`. Sites that are not connected get the task when they are."""
+        self._exchange = exchange
+        missing = set(payloads)
+        tasks: list[Task] = []
         while not exchange.is_over():
             if self._abort.triggered:
                 raise FederationError("the job was aborted")
+            connected = missing & {client.name for client in self._context.get_engine().get_clients()}
+            if connected or not tasks:
+                tasks += self._send_each(task, {site: payloads[site] for site in connected}, exchange, answer)
+                missing -= connected
+                for site in missing:
+                    exchange.missing(site)
             self._news.wait(_POLL_SECONDS)
             self._news.clear()
         exchange.close()
+        self._gone |= {site for site in exchange.unanswered if exchange.is_silent(site)}
         for each in tasks:
             self._controller.cancel_task(each, fl_ctx=self._context)
+
+    def heard(self, site: str, steps: int) -> None:
+        """A site has given a sign of life."""
+        self._gone.discard(site)
+        if self._exchange:
+            self._exchange.heard(site, steps)
+
+    def _send_each(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> list[Task]:
+        together: dict[int, list[str]] = defaultdict(list)
+        for site, payload in payloads.items():
+            if site in self._gone:
+                exchange.missing(site)
+            else:
+                exchange.heard(site)
+            together[id(payload)].append(site)
+        sent = [self._send(task, payloads[sites[0]], sites, exchange, answer) for sites in together.values()]
+        if payloads:
+            self._ring(list(payloads))
+        return sent
 
     def _send(self, name: str, payload: Payload, sites: Sequence[str], exchange: Exchange, answer: Answer) -> Task:
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
@@ -76,4 +102,4 @@ def _read(site: str, reply: Shareable, answer: Answer) -> str | None:
     if reply.get_return_code() != ReturnCode.OK:
         return SiteFailure(kind=reply.get_header("failure", "internal")).sentence
     dxo = from_shareable(reply)
-    return answer(site, dxo.data, dxo.meta.get("report", {}))
+    return answer(site, dxo.data, dict(dxo.meta.get("report", {})))

@@ -57,7 +57,7 @@ class Guard:
         norms: Sequence[Mapping[str, float]] = (),
     ) -> None:
         self._most_steps = most_steps
-        self._declared = dict(declared_cases)
+        self._declared = declared_cases  # a site that comes late is added to it
         self._factor = factor
         self._finished = [dict(each) for each in norms]
         self._running: dict[str, float] = {}

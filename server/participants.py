@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fl_app.config import FederationSettings
 from fl_app.errors import FederationError
@@ -12,25 +14,42 @@ from server.channel import Answer, Channel, Payload, Values
 from server.exchange import Exchange
 from server.record import Record
 
+_MOST_STARTS = 4
+
 
 class Participants:
-    """Sites that answered the first task well.
+    """Sites that have checked and prepared their data for the job.
+
+    Args:
+        channel: how they are reached.
+        settings: quorum, time limit and grace.
+        record: where it is written down who takes part.
+        rounds: the last finished round of each network, as things stand.
 
     Attributes:
-        ready: what each site said of itself before the first round.
+        ready: what each site said of itself, when it first took part.
+        cases: training cases of each site, as it declared them then.
+        absent: who was invited and has not answered yet; they can still come.
     """
 
-    def __init__(self, channel: Channel, settings: FederationSettings) -> None:
+    def __init__(
+        self, channel: Channel, settings: FederationSettings, record: Record, rounds: Callable[[], Mapping[str, int]]
+    ) -> None:
         self._channel = channel
         self._settings = settings
+        self._record = record
+        self._rounds = rounds
         self.ready: dict[str, SiteReady] = {}
+        self.cases: dict[str, int] = {}
+        self.absent: list[str] = []
+        self._starts: Counter[str] = Counter()
 
     @property
     def names(self) -> list[str]:
         """Names, sorted."""
         return sorted(self.ready)
 
-    def prepare(self, invited: list[str], facts: Mapping[str, object], record: Record) -> None:
+    def prepare(self, invited: Sequence[str]) -> None:
         """Have every invited site check and prepare its data, and build its network.
 
         Raises:
@@ -38,22 +57,20 @@ class Participants:
         """
 
         def answer(site: str, values: Values, report: dict[str, object]) -> str | None:
-            # first of all: another version's report may look different
-            versions = report.get("versions", {})
-            refusal = incompatibility(str(versions.get("fedspleen", "")) if isinstance(versions, dict) else "")
-            if refusal:
-                return refusal
-            self.ready[site] = SiteReady.model_validate(report)
-            record.site_ready(site, self.ready[site])
-            return None
+            return self._admit(site, report)
 
-        payload = Payload(facts=facts)
-        exchange = self.ask(PREPARE, dict.fromkeys(sorted(invited), payload), answer)
-        record.result.refused = dict(exchange.left_out)
+        exchange = self.ask(PREPARE, dict.fromkeys(sorted(invited), Payload()), answer)
+        self.absent = exchange.unanswered
+        self._record.result.refused = dict(exchange.left_out)
         self.require_quorum(exchange, "before the first round")
 
     def ask(self, task: str, payloads: Mapping[str, Payload], answer: Answer) -> Exchange:
         """Send a task and take the answers as they come, until the exchange is over."""
+
+        def take(site: str, values: Values, report: dict[str, Any]) -> str | None:
+            ready = report.pop("ready", None)
+            return (self._admit(site, ready) if ready else None) or answer(site, values, report)
+
         exchange = Exchange(
             list(payloads),
             self._settings.min_sites or len(payloads),
@@ -61,8 +78,45 @@ class Participants:
             self._settings.grace_s,
             patient=task == PREPARE,
         )
-        self._channel.ask(task, payloads, exchange, answer)
+        # sites that shared a payload still share one
+        rounds = {"rounds": dict(self._rounds())}
+        whole = {id(each): Payload(each.values, {**each.facts, **rounds}) for each in payloads.values()}
+        self._channel.ask(task, {site: whole[id(each)] for site, each in payloads.items()}, exchange, take)
+        for site in exchange.good:
+            self._starts.pop(site, None)
+        for site in exchange.unanswered:
+            if self._starts[site]:
+                exchange.left_out[site] = (
+                    "its process ended in the middle of its work - a crash, or its system had no memory left: "
+                    "its engineer finds more in the site's own log"
+                )
         return exchange
+
+    def started(self, site: str) -> None:
+        """A site's process has been started anew."""
+        self._starts[site] += 1
+
+    def gave_up(self, site: str) -> bool:
+        """Whether a site's process was started anew so often, without one good answer, that it makes no sense."""
+        return self._starts[site] >= _MOST_STARTS
+
+    def _admit(self, site: str, report: dict[str, Any]) -> str | None:
+        """A site has prepared itself, at first or after it was started anew; why it may not take part, or none."""
+        # first of all: another version's report may look different
+        versions = report.get("versions", {})
+        refusal = incompatibility(str(versions.get("fedspleen", "")) if isinstance(versions, dict) else "")
+        if refusal:
+            return refusal
+        told = SiteReady.model_validate(report)
+        if site in self.ready:
+            self._record.site_returned(site, told)
+            return None
+        self.ready[site], self.cases[site] = told, told.training_cases
+        if site in self.absent:
+            self.absent.remove(site)
+            self._record.site_returned(site, told)
+        self._record.site_ready(site, told)
+        return None
 
     def require_quorum(self, exchange: Exchange, when: str) -> None:
         """Raise a `FederationError` that gives every site's reason, if too few answered well."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.fed.app.deployer import server_deployer
 from nvflare.private.fed.app.server import server_train
 from nvflare.private.fed.server import job_cmds
 
 from server.gate import JobGate, log_refused_connections
+from server.lasting_jobs import LastingJobRunner
 
 _WAIT_FOR_SITES_SECONDS = 1.0  # for their farewell; FLARE's 30 s are longer than service managers wait
-_WAIT_FOR_JOBS_SECONDS = 6.0  # to write down what they have reached
 
 
 def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) -> int:
@@ -42,7 +41,7 @@ def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) ->
             # in a thread of its own: what it needs may be held by what the signal interrupted
             signal.signal(
                 signal.SIGTERM,
-                lambda number, frame: threading.Thread(target=_leave, args=(services.engine,), daemon=True).start(),
+                lambda number, frame: threading.Thread(target=services.engine.shutdown_server, daemon=True).start(),
             )
             ready()
 
@@ -50,6 +49,7 @@ def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) ->
         return admin_server
 
     server_train.create_admin_server = create_admin_server
+    server_deployer.JobRunner = LastingJobRunner
     job_cmds.JobMetaValidator = partial(JobGate, workspace)
     log_refused_connections()
     settings = ["secure_train=true", f"org={organisation}", "config_folder=config"]
@@ -58,18 +58,3 @@ def run_server(workspace: Path, organisation: str, ready: Callable[[], None]) ->
         main_func=server_train.main, run_dir=str(workspace), shutdown_grace_time=1, args=arguments
     )
     return int(code or 0)
-
-
-def _leave(engine: Any) -> None:
-    """End the jobs first, so that their results are stored and their state is not RUNNING for ever; then the server."""
-    runner = engine.job_runner
-    context = engine.new_context()
-    end = time.monotonic() + _WAIT_FOR_JOBS_SECONDS
-    for job_id in list(engine.run_processes):
-        runner.stop_run(job_id, context)
-    while runner.running_jobs and time.monotonic() < end:
-        time.sleep(0.1)
-    for job_id in list(runner.running_jobs):  # on a busy machine: stored as it is, not left as RUNNING
-        runner._save_workspace(context, job_id=job_id)
-        engine.job_def_manager.set_status(job_id, RunStatus.FINISHED_ABORTED, context)
-    engine.shutdown_server()

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from fl_app.errors import FederationError
-from fl_app.result import Result
+from fl_app.result import Result, read_result
 from server.channel import Values
 from server.checkpoint import Checkpoints
 from server.record import Record
@@ -32,6 +32,17 @@ class Progress:
         self._checkpoints = Checkpoints(folder)
         self._record = record
         self._standings: dict[str, Standing] = {}
+
+    def is_finished(self) -> bool:
+        """Whether this very job was finished before, so that only its server's end was in between."""
+        path = self._record.path
+        if not path.exists():
+            return False
+        earlier = read_result(path)
+        if earlier.status != "finished" or earlier.config != self._record.result.config:
+            return False
+        self._record.result = earlier
+        return True
 
     def restore(self) -> None:
         """Go on from the last checkpoint, if there is one.

@@ -13,6 +13,7 @@ from fl_app.result import (
     Final,
     Restart,
     Result,
+    Return,
     Round,
     Site,
     SiteRound,
@@ -65,12 +66,22 @@ class Record:
     def site_ready(self, site: str, ready: SiteReady) -> None:
         """A site has checked and prepared its data."""
         facts = ready.model_dump(exclude={"warnings", "seconds", "restored", "search"})
-        if ready.restored is False:
+        self.result.refused.pop(site, None)
+        if ready.restored is False and self.result.restarts and self._took_part(site):
             self.result.restarts[-1].lost_state.append(site)
         self.result.sites[site] = Site(
             **facts, data_warnings=ready.warnings, preparation_seconds=round(ready.seconds, 3)
         )
         self.save()
+
+    def site_returned(self, site: str, ready: SiteReady) -> None:
+        """A site takes part again, or for the first time, in mid-job."""
+        restored = ready.restored if self._took_part(site) else None
+        self.result.returns.append(Return(site=site, round=len(self.result.rounds), restored=restored))
+        self.save()
+
+    def _took_part(self, site: str) -> bool:
+        return any(each.steps for done in self.result.rounds for name, each in done.sites.items() if name == site)
 
     def tested(
         self, number: int, value: float | None, reports: Mapping[str, TestReport], left_out: Mapping[str, str]

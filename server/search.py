@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from fl_app.networks.space.sampling import NetworkSampler
 from pydantic import BaseModel, Field
 
 from fl_app.config import Job
@@ -23,6 +22,7 @@ from fl_app.errors import ConfigError
 from fl_app.messages import DERIVE, SCORE, SUPERNET, DeriveReport, ScoreReport, SearchReady
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
+from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import weight_names
 from fl_app.result import Generation, SearchResult, SearchSite, weighted_mean
 from server.channel import Payload, Values

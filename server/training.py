@@ -97,8 +97,7 @@ class Training:
         self._log = log
         self._architectures = architectures
         self._travels = sorted({name for names in plan.held.values() for name in names})
-        cases = {site: sites.ready[site].training_cases for site in plan.held}
-        self._guard = Guard(plan.steps, cases, job.federation.norm_factor, standing.norms)
+        self._guard = Guard(plan.steps, sites.cases, job.federation.norm_factor, standing.norms)
 
     def train_round(self) -> None:
         """One exchange: send the model, take the sites' updates as they come, save the new model.
@@ -194,7 +193,7 @@ class Training:
     def _share(self, site: str, report: TrainReport) -> int:
         rule = self._job.federation.weight_by
         # the cases that the site declared before the first round count, not what it says now
-        return {"cases": self._sites.ready[site].training_cases, "steps": report.steps, "equal": 1}[rule]
+        return {"cases": self._sites.cases[site], "steps": report.steps, "equal": 1}[rule]
 
     def _choose(self, number: int, scores: Mapping[str, Validation]) -> None:
         """Keep the current model, which is the one after round ``number``, if it is the best trained one so far."""

@@ -41,7 +41,9 @@ class Workflow:
         self._job = job
         self._models = folder / "model"
         self._progress = Progress(folder / "checkpoints", self.record)
-        self._sites = Participants(channel, job.federation)
+        self._sites = Participants(channel, job.federation, self.record, lambda: self._progress.rounds)
+        self._invited: set[str] = set()
+        self._done = False
 
     def run(self, invited: list[str]) -> None:
         """Run the whole job.
@@ -52,16 +54,30 @@ class Workflow:
         Raises:
             FederationError: why it cannot go on; what was reached is saved.
         """
+        if self._progress.is_finished():
+            self._progress.clear()
+            return
         self._progress.restore()
-        self._sites.prepare(invited, {"rounds": self._progress.rounds}, self.record)
+        # who took part before the server was ended may still come
+        self._invited = {*invited, *self.record.result.sites}
+        self._sites.prepare(sorted(self._invited))
         main = self._train_main()
         searched = self._search() if self._job.search.wanted else None
         if main:
             self._test(main)
         if searched or self._job.personal.wanted:
             personalise(self._job, self._sites, self.record, self._models, main, searched)
+        self._done = True
         self.record.finished()
         self._progress.clear()
+
+    def site_started(self, site: str) -> None:
+        """A site has got the job again."""
+        self._sites.started(site)
+
+    def wants(self, site: str) -> bool:
+        """Whether a site that is started anew shall get the job again."""
+        return not self._done and site in self._invited and not self._sites.gave_up(site)
 
     def _train_main(self) -> Training | None:
         """The job's own network, at the sites whose memory holds it; none if that is nowhere so."""
@@ -72,6 +88,8 @@ class Workflow:
         result.parameters = sum(value.numel() for value in network.parameters())
         result.exchanged_bytes = payload_bytes({name: standing.values[name] for name in exchanged})
         fitting = [site for site, ready in self._sites.ready.items() if not ready.search or ready.search.main_fits]
+        if not self._job.search.wanted:
+            fitting += self._sites.absent
         if not fitting:
             _logger.warning("no site's memory budget holds the job's own network: only the search is run")
             return None

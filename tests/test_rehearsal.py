@@ -24,7 +24,7 @@ class Ending:
         self._channel, self._end, self._before = channel, (task, number), before
 
     def ask(self, task, payloads, exchange, answer):
-        number = next(iter(payloads.values())).facts["round"]
+        number = next(iter(payloads.values())).facts.get("round", 0)
         if self._before and (task, number) == self._end:
             raise Killed
         self._channel.ask(task, payloads, exchange, answer)
@@ -42,8 +42,8 @@ def job(tmp_path):
     return load_job(
         write_job(
             tmp_path / "job.yaml",
-            training={"steps_per_round": 2, "precision": "fp32"},
-            network={"channels": [4, 8], "normalisation": "batch"},
+            training={"steps_per_round": 1, "precision": "fp32"},
+            network={"channels": [2, 4], "normalisation": "batch"},
             federation={"rounds": ROUNDS, "normalisation": "local"},
         )
     )
@@ -70,8 +70,7 @@ def assert_same(one, other):
 
 ENDS = [
     ("prepare", 0, False),
-    *[("train", number, before) for number in range(1, ROUNDS + 1) for before in (True, False)],
-    ("validate", ROUNDS, True),
+    *[("train", number, before) for number, before in ((1, False), (2, True), (2, False), (3, True))],
     ("validate", ROUNDS, False),
     ("test", None, True),
 ]
@@ -115,7 +114,7 @@ def test_a_site_that_has_lost_its_own_state_is_named(data, job, tmp_path):
     sites = settings(data, tmp_path)
     with pytest.raises(Killed):
         rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 2, False))
-    for path in (tmp_path / "site-2" / "state").iterdir():
+    for path in (tmp_path / "site-2" / "state").rglob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
     assert rehearse(job, sites, tmp_path / "out").restarts[0].lost_state == ["site-2"]
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from fl_app.reports.progress import Progress
     from fl_app.result import Result
-    from server.administration import Administration
 
 AdminKit = Annotated[Path, typer.Option(help="The folder of your own, an administrator's, kit.", show_default=False)]
+Patience = Annotated[
+    float, typer.Option(min=0, help="How many minutes the server may be away before this command gives up.")
+]
 JobId = Annotated[str, typer.Argument(help="The job, as `fedspleen submit` or `status` names it.", show_default=False)]
 
 
@@ -38,6 +40,7 @@ def submit(
         typer.Option(min=1, help="Wait for so many sites to be connected.", show_default="those connected now"),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's identifier and return.")] = False,
+    patience: Patience = 10,
 ) -> None:
     """Submit a job, follow it to its end and download its result."""
     from fl_app.deployment import jobs
@@ -48,26 +51,25 @@ def submit(
     jobs.require_new(out)
     with jobs.connect(kit) as admin:
         job_id = jobs.submit(admin, described, sites)
-        print(job_id if detach else f"job {job_id} submitted; result folder: {out}", flush=True)
-        if not detach:
-            console = open_console()
-            with Progress(console) as progress:
-                _follow(admin, job_id, kit, console, progress)
-                # the last rounds may have ended between two looks at the server
-                result = jobs.download(admin, job_id, out)
-                progress.update(result)
-            _require_finished(result, out)
-            print_end(console, result, out)
+    print(job_id if detach else f"job {job_id} submitted; result folder: {out}", flush=True)
+    if not detach:
+        console = open_console()
+        with Progress(console) as progress:
+            _follow(job_id, kit, console, progress, patience)
+            # the last rounds may have ended between two looks at the server
+            result = jobs.download(kit, job_id, out)
+            progress.update(result)
+        _require_finished(result, out)
+        print_end(console, result, out)
 
 
-def follow(job_id: JobId, kit: AdminKit) -> None:
-    """Show a job's progress until it has ended, as the simulator does."""
-    from fl_app.deployment import jobs
+def follow(job_id: JobId, kit: AdminKit, patience: Patience = 10) -> None:
+    """Show a job's progress until it has ended, as the simulator does; a server that is away is waited for."""
     from fl_app.reports.progress import Progress
 
     console = open_console()
-    with jobs.connect(kit) as admin, Progress(console) as progress:
-        status = _follow(admin, job_id, kit, console, progress)
+    with Progress(console) as progress:
+        status = _follow(job_id, kit, console, progress, patience)
     print(f"job {job_id} has ended: {status}; `fedspleen download` brings its result home")
 
 
@@ -114,18 +116,19 @@ def download(
     """Bring the result of a job that has ended home, as the simulator leaves it."""
     from fl_app.deployment import jobs
 
-    with jobs.connect(kit) as admin:
-        result = jobs.download(admin, job_id, out)
+    result = jobs.download(kit, job_id, out)
     _require_finished(result, out)
     print_end(open_console(), result, out)
 
 
-def _follow(admin: Administration, job_id: str, kit: Path, console: Console, progress: Progress) -> str:
+def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patience: float) -> str:
     """How the job ended."""
     from fl_app.deployment import jobs
 
     try:
-        state = jobs.follow(admin, job_id, progress.update, lambda news: console.print(news, soft_wrap=True))
+        state = jobs.follow(
+            kit, job_id, progress.update, lambda news: console.print(news, soft_wrap=True), patience * 60
+        )
     except Interrupted:
         print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
         raise

@@ -14,7 +14,7 @@ Workspace = Annotated[Path | None, typer.Option(help="Folder for jobs and logs."
 
 @app.command("start")
 def server_start(kit: Kit, workspace: Workspace = None) -> None:
-    """Run the server in the foreground; Ctrl-C or SIGTERM ends it, with its jobs, in an orderly way."""
+    """Run the server in the foreground; Ctrl-C or SIGTERM ends it. Jobs that ran go on when it is started again."""
     from fl_app.deployment.participant import run_server
 
     run_server(kit, workspace, lambda news: print(news, flush=True))
@@ -26,7 +26,7 @@ def server_stop(
     workspace: Workspace = None,
     timeout: Annotated[float, typer.Option(min=0, help="How many seconds to wait for its end.")] = 30,
 ) -> None:
-    """Ask the running server to store what its jobs have reached and to end, and wait until it has."""
+    """Ask the running server to end, and wait until it has; its jobs go on when it is started again."""
     from fl_app.deployment.lock import stop
 
     name, seconds = stop(workspace or kit, "server", timeout)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from server.administration import Administration, JobState
 
 _POLL_SECONDS = 1.0
-_SILENCE_SECONDS = 180.0  # a running job's process tells its progress, once it has started
+_ASK_AGAIN_SECONDS = 3.0  # whether the server is back
+_TRIES = 3
 
 
 def connect(kit: Path) -> AbstractContextManager[Administration]:
@@ -56,35 +57,58 @@ def submit(admin: Administration, job: Job, sites: int | None = None) -> str:
 
 
 def follow(
-    admin: Administration, job_id: str, progress: Callable[[Result], None], say: Callable[[str], None]
+    kit: Path, job_id: str, progress: Callable[[Result], None], say: Callable[[str], None], patience: float
 ) -> JobState:
     """Report progress until the job has ended; how it ended.
 
     The growing ``result.json`` comes with FLARE's ``show_stats``, which the workflow answers from its job's process.
+
+    Args:
+        kit: an administrator's.
+        job_id: the job.
+        progress: takes the result so far.
+        say: takes one line of news.
+        patience: seconds without a sign from the server after which to give up; the job goes on.
+
+    Raises:
+        FederationError: there is no such job, or the server was away for longer.
     """
-    told, heard = "", time.monotonic()
+    told, heard, known = "", time.monotonic(), False
     while True:
-        state = admin.state(job_id)
-        if state.ended:
-            return state
-        if state.status == "RUNNING":
-            result = admin.progress(job_id)
-            if result:
-                heard = time.monotonic()
-                progress(result)
-            elif time.monotonic() - heard > _SILENCE_SECONDS:
-                raise FederationError(
-                    f"job {job_id} gives no sign of life: FLARE does not continue a job whose server was killed - "
-                    "submit it again; what it had reached is in the server's folder of that name"
-                )
-        else:
-            heard = time.monotonic()
-            waiting = f"{state.status.lower()}; connected: {', '.join(admin.sites()) or 'no site'}"
-            waiting += f" ({state.note})" if state.note else ""
-            if waiting != told:
-                told = waiting
-                say(f"job {job_id} is {waiting}")
-        time.sleep(_POLL_SECONDS)
+        try:
+            with connect(kit) as admin:
+                known = bool(admin.state(job_id))
+                while True:
+                    state, news = _look(admin, job_id, progress)
+                    heard = time.monotonic()
+                    if state.ended:
+                        return state
+                    if news and news != told:
+                        say(news)
+                    told = news or told
+                    time.sleep(_POLL_SECONDS)
+        except FederationError as error:
+            if not known or time.monotonic() - heard > patience:
+                raise
+            news = f"the server is away ({error}); waiting for it"
+            if not told.startswith("the server is away"):
+                say(news)
+            told = news
+            time.sleep(_ASK_AGAIN_SECONDS)
+
+
+def _look(admin: Administration, job_id: str, progress: Callable[[Result], None]) -> tuple[JobState, str]:
+    """How the job stands, and a line of news if it does not run."""
+    state = admin.state(job_id)
+    result = admin.progress(job_id) if state.status == "RUNNING" else None
+    if result:
+        progress(result)
+    if state.ended or result:
+        return state, ""
+    # after its server was started again, a job waits for its sites
+    words = "starting, or waiting for its sites" if state.status == "RUNNING" else state.status.lower()
+    waiting = f"job {job_id} is {words}; connected: {', '.join(admin.sites()) or 'no site'}"
+    return state, waiting + (f" ({state.note})" if state.note else "")
 
 
 def require_new(out: Path) -> None:
@@ -93,15 +117,13 @@ def require_new(out: Path) -> None:
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
 
 
-def download(admin: Administration, job_id: str, out: Path) -> Result:
+def download(kit: Path, job_id: str, out: Path) -> Result:
     """Leave the same folder as the simulator does; sites' logs and case scores stay at the sites."""
     from fl_app.reports.curves import Curves
 
     require_new(out)
-    state = admin.state(job_id)
     with TemporaryDirectory(prefix="fedspleen-") as folder:
-        located = admin.download(job_id, Path(folder))
-        left = _find(located)
+        state, left = _fetch(kit, job_id, Path(folder))
         log = left / "log.txt"
         told = "the server's log says why"
         if log.exists():
@@ -123,6 +145,21 @@ def download(admin: Administration, job_id: str, out: Path) -> Result:
     with closing(Curves(out / "tensorboard")) as curves:
         curves.update(result)
     return result
+
+
+def _fetch(kit: Path, job_id: str, folder: Path) -> tuple[JobState, Path]:
+    """How a job ended, and what it left, below a folder; a connection that breaks on the way is made again."""
+    tries = _TRIES
+    while True:
+        tries -= 1
+        try:
+            with connect(kit) as admin:
+                state = admin.state(job_id)
+                return state, _find(admin.download(job_id, folder / str(tries)))
+        except FederationError:
+            if not tries:
+                raise
+            time.sleep(_ASK_AGAIN_SECONDS)
 
 
 def _find(folder: Path) -> Path:

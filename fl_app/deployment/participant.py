@@ -80,8 +80,8 @@ def run_site(folder: Path, settings: SiteSettings, say: Say) -> None:
         _wait_for_server(kit, say)
         in_use = kit.folder / "site-in-use.yaml"
         # each job's scores have a folder of their own; load_site puts the job's identifier into its name
-        kept = (settings.output or kit.folder / "output") / "{job}"
-        write_site(in_use, settings.model_copy(update={"output": kept}))
+        output, state = settings.output or kit.folder / "output", settings.state or kit.folder / "state"
+        write_site(in_use, settings.model_copy(update={"output": output / "{job}", "state": state / "{job}"}))
         environment = {SITE_FILE_VARIABLE: str(in_use)}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
@@ -92,7 +92,7 @@ def run_site(folder: Path, settings: SiteSettings, say: Say) -> None:
 def site_settings(kit: Path, data: Path | None, file: Path | None) -> SiteSettings:
     """A site's settings: its ``site.yaml``, by default the one in the kit's folder, and what the command line says.
 
-    Cache and output are in the kit's folder unless the file says otherwise: the data folder may be read-only.
+    Cache, output and state are in the kit's folder unless the file says otherwise: the data folder may be read-only.
     """
     beside = kit / SITE_FILE
     if file is None and beside.exists():
@@ -104,9 +104,9 @@ def site_settings(kit: Path, data: Path | None, file: Path | None) -> SiteSettin
     else:
         raise UsageError(f"--data is missing: the folder with this site's images, here or as `data:` in {beside}")
     changes: dict[str, Path] = {"data": (data or settings.data).absolute()}
-    for name, default in (("cache", "cache"), ("output", "output")):
+    for name in ("cache", "output", "state"):
         chosen: Path | None = getattr(settings, name)
-        changes[name] = (chosen or kit / default).absolute()
+        changes[name] = (chosen or kit / name).absolute()
     return settings.model_copy(update=changes)
 
 

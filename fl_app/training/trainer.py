@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,9 @@ class Trainer:
         device: where to compute.
         stream: name of the random stream, such as the site's name.
         network: what to train; none: the job's own network.
+
+    Attributes:
+        after_step: called after each optimiser step; what it raises ends the training.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Trainer:
         self._sampler = PatchSampler(
             cases, job.data.patch_voxels, job.training.foreground_share, job.training.augmentation
         )
+        self.after_step: Callable[[], None] = lambda: None
         self._loss = build_loss(job.training.loss)
         self._optimizer = build_optimizer(job.training, self.network)
 
@@ -155,6 +159,7 @@ class Trainer:
         self.network.train()
         for step in range(steps):
             total += self._step(((round_number - 1) * steps + step) / (rounds * steps), chance, strength, reference)
+            self.after_step()
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
             raise TrainingError(

@@ -1,0 +1,235 @@
+"""A server and two sites with real processes, killed and started again in the middle of a job."""
+
+import time
+
+import psutil
+import pytest
+import torch
+
+from fl_app.config_file import load_job
+from fl_app.model_file import load_model
+from fl_app.rehearsal import rehearse
+from fl_app.result import read_result
+from fl_app.site import SiteSettings, write_site
+from provisioning.consortium import parse_consortium
+from provisioning.provision import provision
+from tests.federation import fedspleen, processes_about, write_job, write_sites
+from tests.relay import Relay
+from tests.test_sites import LEAD, SITES, Running, free_port
+
+pytestmark = pytest.mark.slow
+ROUNDS = 14
+CONSORTIUM = """\
+name: trial
+server: {{hosts: [localhost], port: {port}, listen_port: {listen}}}
+sites:
+  - {{name: site-1, organisation: hospital_1}}
+  - {{name: site-2, organisation: hospital_2}}
+administrators:
+  - {{email: lead@example.org, role: lead}}
+"""
+
+
+class Consortium:
+    """Kits, data and what runs with them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        ports = free_port(), free_port()
+        provision(parse_consortium(CONSORTIUM.format(port=ports[0], listen=ports[1])), folder / "consortium")
+        self.kits = folder / "consortium" / "kits"
+        self.relay = Relay(*ports)
+        data = write_sites(folder / "data", site_1=4, site_2=5)
+        for site in SITES:
+            write_site(self.kits / site / "site.yaml", SiteSettings(data=data / site, threads=1, device="cpu"))
+        self.started = {}
+
+    def start(self, name):
+        command = ("server", "start") if name == "server" else ("client", "start")
+        self.started[name] = Running(*command, self.kits / name, cwd=self.folder)
+        return self.started[name]
+
+    def ready(self, name, seconds=60):
+        words = "ready at localhost" if name == "server" else f"site {name} registered"
+        return self.started[name].wait_for(words, seconds)
+
+    def kill(self, name):
+        """Kill -9, everything of it at once, as when the machine loses power."""
+        family = psutil.Process(self.started[name].process.pid)
+        for each in [family, *family.children(recursive=True)]:
+            each.kill()
+        self.started[name].process.wait(timeout=10)
+
+    def kill_job(self, name, job_id):
+        """Kill -9 the process of a job only."""
+        family = psutil.Process(self.started[name].process.pid).children(recursive=True)
+        module = "runner_process" if name == "server" else "worker_process"
+        found = [each for each in family if module in " ".join(each.cmdline()) and job_id in each.cmdline()]
+        assert len(found) == 1
+        found[0].kill()
+
+    def submit(self, job, out):
+        """Submit, follow and download, as one command; its first line names the job."""
+        running = Running("submit", job, "--kit", self.kits / LEAD, "--out", out, cwd=self.folder)
+        return running
+
+    def identify(self, running):
+        running.wait_for("submitted", 90)
+        return running.text.split()[1]
+
+    def results(self, job_id):
+        return self.kits / "server" / "results" / "server" / job_id / "result" / "result.json"
+
+    def wait_for_round(self, job_id, number, seconds=120):
+        """Wait until a round is under way; seconds since the call."""
+        started = time.monotonic()
+        path = self.results(job_id)
+        while not (path.exists() and len(read_result(path).rounds) >= number):
+            assert time.monotonic() - started < seconds, f"round {number} has not begun"
+            time.sleep(0.05)
+        return time.monotonic() - started
+
+    def wait_for_more(self, job_id, seconds, rounds=1):
+        """Wait for other rounds than those under way, or the end; seconds since the call."""
+        path = self.results(job_id)
+        if not path.exists():
+            return 0.0
+        return self.wait_for_round(job_id, min(ROUNDS, len(read_result(path).rounds) + rounds), seconds)
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory):
+    made = Consortium(tmp_path_factory.mktemp("restarts"))
+    for name in ("server", *SITES):
+        made.start(name)
+    for name in ("server", *SITES):
+        made.ready(name)
+    yield made
+    for each in made.started.values():
+        each.end()
+    made.relay.close()
+    assert processes_about(made.folder) == []
+
+
+def make_job(folder, name="job", **federation):
+    return write_job(
+        folder / f"{name}.yaml",
+        training={"steps_per_round": 25, "precision": "fp32"},
+        network={"channels": [4, 8], "normalisation": "batch"},
+        federation={"rounds": ROUNDS, "normalisation": "local", "round_time_limit_s": 300, **federation},
+    )
+
+
+@pytest.fixture(scope="module")
+def job(consortium):
+    return make_job(consortium.folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(consortium, job):
+    """The same job without FLARE and without faults."""
+    torch.set_num_threads(1)
+    data = consortium.folder / "data"
+    sites = {site: SiteSettings(data=data / site, threads=1, device="cpu") for site in SITES}
+    rehearse(load_job(job), sites, consortium.folder / "undisturbed")
+    return consortium.folder / "undisturbed"
+
+
+def assert_same_models(one, other):
+    for name in ("best", "last"):
+        (here, info), (there, other_info) = (
+            load_model(folder / "model" / f"{name}.safetensors") for folder in (one, other)
+        )
+        assert info.round == other_info.round
+        assert all(torch.equal(value, there[key]) for key, value in here.items())
+
+
+def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(consortium, job, undisturbed):
+    """All sites are needed, so every round waits for who was killed; the model is that of a run without faults."""
+    out = consortium.folder / "disturbed"
+    running = consortium.submit(job, out)
+    job_id = consortium.identify(running)
+
+    consortium.wait_for_round(job_id, 2)
+    consortium.kill_job("site-1", job_id)
+    seconds = {"a site's process": consortium.wait_for_round(job_id, 3)}
+
+    consortium.kill("site-2")
+    consortium.start("site-2")
+    consortium.ready("site-2")
+    seconds["a site"] = consortium.wait_for_round(job_id, 4)
+
+    consortium.kill("server")
+    consortium.start("server")
+    consortium.ready("server")
+    seconds["the server"] = consortium.wait_for_round(job_id, 5)
+
+    consortium.kill_job("server", job_id)
+    seconds["the server's process"] = consortium.wait_for_round(job_id, 6)
+    print(f"seconds until the job went on after the end of {seconds}")
+
+    running.wait_for("Held-out test cases", 180)
+    assert running.process.wait(30) == 0 and "the server is away" in running.text
+    result = read_result(out / "result.json")
+    assert [restart.lost_state for restart in result.restarts] == [[], []]
+    assert [(each.site, each.restored) for each in result.returns] == [("site-1", True), ("site-2", True)]
+    assert [each.number for each in result.rounds] == list(range(1, ROUNDS + 1))
+    assert all(set(each.sites) == set(SITES) and not each.left_out for each in result.rounds)
+    assert_same_models(out, undisturbed)
+    assert result.final == read_result(undisturbed / "result.json").final
+    assert not consortium.results(job_id).exists(), "packed and removed"
+    assert [path.name for site in SITES for path in (consortium.kits / site / "state").iterdir()] == []
+
+
+def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed):
+    """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
+    outs = [consortium.folder / name for name in ("first", "second")]
+    running = [consortium.submit(job, out) for out in outs]
+    jobs = [consortium.identify(each) for each in running]
+    for job_id in jobs:
+        consortium.wait_for_round(job_id, 2)
+    relay, limit = consortium.relay, 180
+    relay.cut()
+    time.sleep(5)
+    relay.mend()
+    seconds = {"cut for 5 s": max(consortium.wait_for_more(job_id, limit) for job_id in jobs)}
+    relay.stall()
+    time.sleep(20)
+    relay.mend()
+    seconds["stalled for 20 s"] = max(consortium.wait_for_more(job_id, limit) for job_id in jobs)
+    relay.delay = 0.05
+    print(f"seconds until the next round after the line was {seconds}")
+    for each, out in zip(running, outs, strict=True):
+        each.wait_for("Held-out test cases", limit)
+        result = read_result(out / "result.json")
+        assert result.status == "finished" and not any(done.left_out for done in result.rounds)
+        assert_same_models(out, undisturbed)
+    relay.mend()
+
+
+def test_a_site_that_was_killed_is_left_out_at_once_and_comes_back(consortium):
+    """One of two sites is enough, and the grace time is long: a silent site is not waited for."""
+    job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=1000)
+    running = consortium.submit(job, consortium.folder / "quorum")
+    job_id = consortium.identify(running)
+    consortium.wait_for_round(job_id, 2)
+    consortium.kill("site-2")
+    seconds = consortium.wait_for_more(job_id, 100, rounds=2)
+    result = read_result(consortium.results(job_id))
+    missed = [done.left_out for done in result.rounds if done.left_out]
+    assert all("its connection was lost" in each["site-2"] for each in missed) and missed
+    consortium.start("site-2")
+    consortium.ready("site-2")
+    print(f"two rounds further {seconds:.0f} s after a site was killed")
+    end = time.monotonic() + 100
+    while not (returns := read_result(consortium.results(job_id)).returns):
+        assert time.monotonic() < end, "it has not come back"
+        time.sleep(0.2)
+    assert [(each.site, each.restored) for each in returns] == [("site-2", True)]
+    consortium.started["server"].end()  # an orderly stop pauses the job, too
+    consortium.start("server")
+    consortium.ready("server")
+    done = fedspleen("abort", job_id, "--kit", consortium.kits / LEAD, cwd=consortium.folder)
+    assert done.returncode == 0, done.stderr
+    assert running.process.wait(120) == 1 and "the job was" in running.text
+    assert len(read_result(consortium.folder / "quorum" / "result.json").rounds) >= 4
