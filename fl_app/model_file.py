@@ -83,5 +83,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         SafetensorError,
         ConfigError,
     ) as error:
-        raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {error}") from None
+        # the file may have come from anybody: what it holds must not reach a terminal as it is
+        problem = "; ".join(line if line.isprintable() else ascii(line) for line in str(error).splitlines())
+        raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {problem[:500]}") from None
     return weights, info
