@@ -102,11 +102,12 @@ def _check(path: str, command: object, words: list[str], whole: bool) -> list[st
             places.append(word)
         elif name != "--help":
             given.append(options[name])
-            missing = not options[name].is_flag and not value and next(rest, None) is None
+            wanted = 0 if options[name].is_flag or value else options[name].nargs
+            missing = None in [next(rest, None) for _ in range(wanted)]
             if whole and missing:
                 problems.append(f"{path} {name}: its value is missing")
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    if len(places) > len(arguments):
+    if len(places) > len(arguments) and not any(each.nargs < 0 for each in arguments):
         problems.append(f"{path}: {places[len(arguments)]!r} is one argument too many")
     if whole and "--help" not in words:
         needed = [each for each in arguments if each.required][len(places) :]
