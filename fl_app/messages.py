@@ -78,6 +78,7 @@ class SiteReady(Report):
     precision: Literal["bf16", "fp16", "fp32"]
     versions: dict[str, str]
     restored: bool | None = Field(
+        None,
         description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
     search: SearchReady | None = Field(None, description="only if the job searches")
