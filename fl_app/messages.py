@@ -10,7 +10,7 @@
     personalise  values of the best models              PersonalReport: this site's personal models
 
 Every task also brings the last finished rounds, by network. A site whose process was started anew in mid-job prepares
-itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside that task's report.
+itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside its reports.
 
 Values and differences are torch tensors by name (CPU, float32). Everything else is one of the reports below,
 sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a header field or
