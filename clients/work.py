@@ -71,6 +71,7 @@ class SiteWork:
         self._state = state
         self._after_step = after_step
         self._prepared = False
+        self._beside: dict[str, Any] = {}
         self._tasks: dict[str, Callable[[Values, Facts], tuple[Values, Report]]] = {
             PREPARE: self._prepare,
             TRAIN: self._train,
@@ -89,11 +90,11 @@ class SiteWork:
         Raises:
             Exception: whatever went wrong; `clients.failures.classify` says what the server may hear of it.
         """
-        beside: dict[str, Any] = {}
         if task != PREPARE and not self._prepared:
-            beside["ready"] = self._prepare({}, facts)[1].model_dump()
+            # from now on beside every report: the first ones may come too late to count
+            self._beside["ready"] = self._prepare({}, facts)[1].model_dump()
         values, report = self._tasks[task](values, facts)
-        return values, report.model_dump() | beside
+        return values, report.model_dump() | self._beside
 
     def _prepare(self, values: Values, facts: Facts) -> tuple[Values, SiteReady]:
         started = time.monotonic()

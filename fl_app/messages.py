@@ -10,7 +10,7 @@
     personalise  values of the best models              PersonalReport: this site's personal models
 
 Every task also brings the last finished rounds, by network. A site whose process was started anew in mid-job prepares
-itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside that task's report.
+itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside its reports.
 
 Values and differences are torch tensors by name (CPU, float32). Everything else is one of the reports below,
 sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a header field or
@@ -87,6 +87,7 @@ class SiteReady(Report):
     precision: Literal["bf16", "fp16", "fp32"]
     versions: Annotated[dict[Word, Word], Field(max_length=50)]
     restored: bool | None = Field(
+        None,
         description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
     search: SearchReady | None = Field(None, description="only if the job searches")

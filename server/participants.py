@@ -42,6 +42,7 @@ class Participants:
         self.ready: dict[str, SiteReady] = {}
         self.cases: dict[str, int] = {}
         self.absent: list[str] = []
+        self._returned: dict[str, SiteReady] = {}
         self._starts: Counter[str] = Counter()
 
     @property
@@ -108,6 +109,9 @@ class Participants:
         if refusal:
             return refusal
         told = SiteReady.model_validate(report)
+        if self._returned.get(site) == told:
+            return None
+        self._returned[site] = told
         if site in self.ready:
             self._record.site_returned(site, told)
             return None

@@ -309,7 +309,7 @@ def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
             exchange.close()
 
     record = Record(tmp_path / "result.json", job)
-    sites = Participants(Told(), job.federation)
-    sites.prepare(["north", "south"], {}, record)
+    sites = Participants(Told(), job.federation, record, dict)
+    sites.prepare(["north", "south"])
     assert sites.names == ["north"]
     assert re.search(rf"99\.0\.1, the server {own_version()}", record.result.refused["south"])

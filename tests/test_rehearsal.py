@@ -131,3 +131,25 @@ def test_a_checkpoint_of_another_job_is_refused(data, job, tmp_path):
 def test_after_a_finished_job_no_checkpoint_takes_up_the_disk(data, job, tmp_path):
     rehearse(job, settings(data, tmp_path), tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class Returning:
+    """A channel whose second site is another process from some round on: nothing is left in its memory."""
+
+    def __init__(self, job, sites, number):
+        self._job, self._sites, self._number = job, sites, number
+        self._channel = rehearsal_channel(job, sites)
+
+    def ask(self, task, payloads, exchange, answer):
+        if (task, next(iter(payloads.values())).facts.get("round")) == ("train", self._number):
+            self._channel = rehearsal_channel(self._job, self._sites)
+        self._channel.ask(task, payloads, exchange, answer)
+
+
+def test_sites_that_are_started_anew_go_on_from_their_own_state_to_the_same_weights(data, job, tmp_path):
+    rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    result = rehearse(job, sites, tmp_path / "out", Returning(job, sites, 2))
+    assert_same(models(tmp_path / "out"), models(tmp_path / "whole" / "out"))
+    told = [(each.site, each.round, each.restored) for each in result.returns]
+    assert told == [("site-1", 2, True), ("site-2", 2, True)] and result.caveats == []

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fl_app.networks import build_network
 from fl_app.result import read_result
 from fl_app.site import SiteSettings, write_site
 from fl_app.training.trainer import Trainer
-from tests.federation import fedspleen, write_job, write_sites
+from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
 
 pytestmark = pytest.mark.slow
 
@@ -197,3 +198,27 @@ def test_local_normalisation_stays_at_the_sites(tmp_path):
     moved = [weights[name] for name in weights if name not in stayed]
     assert result.exchanged_bytes == sum(4 * value.numel() for value in moved)
     assert result.final.mean_dice is not None
+
+
+def test_a_simulation_that_was_killed_goes_on_to_the_same_model(run, tmp_path):
+    folder, _, arguments = run
+    out = tmp_path / "out"
+    killed = start_fedspleen(*arguments, "--out", out, cwd=folder)
+    end = time.monotonic() + 150
+    while not (out / "result.json").exists() or len(read_result(out / "result.json").rounds) < 2:
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    while processes_about(out):  # they notice that their starter is gone
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    done = fedspleen("simulate", "--resume", out, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = read_result(out / "result.json")
+    assert result.restarts[0].after_round >= 1 and result.restarts[0].lost_state == []
+    for name in ("best", "last"):
+        here, info = load_model(out / "model" / f"{name}.safetensors")
+        there, other = load_model(folder / "out" / "model" / f"{name}.safetensors")
+        assert info.round == other.round and all(torch.equal(value, there[key]) for key, value in here.items())
+    assert fedspleen("simulate", "--resume", out, cwd=folder).returncode == 2, "it is finished"

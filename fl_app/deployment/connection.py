@@ -120,9 +120,7 @@ def _secure(plain: socket.socket, kit: Kit, done: Connection) -> Connection:
     except ssl.SSLCertVerificationError as problem:
         return done.but(_untrusted(kit, where, problem))
     except (ssl.SSLError, ConnectionError, TimeoutError) as problem:
-        # a proxy in front of a server that is not there yet takes the connection, and closes it
-        may_come = isinstance(problem, (ssl.SSLEOFError, ConnectionError))
-        return done.but(_no_tls(where, problem), may_come=may_come)
+        return done.but(_no_tls(where, problem))
     with secure:
         presented = _common_name(secure)
         if presented != _SERVER_IDENTITY:
