@@ -30,7 +30,7 @@ from fl_app.training.trainer import Trainer
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _GIB = 2**30
-_PATCHES = 16  # of validation cases, that networks are compared on
+_PATCHES = 8  # of validation cases, that networks are compared on
 
 
 class SiteSearch:
@@ -150,7 +150,7 @@ class SiteSearch:
         sampler = self._sampler(None if settings.mode == "free" else consensus)
         if settings.strategy == "random":
             return sampler.draw(chance)
-        candidates = {sampler.draw(chance) for _ in range(settings.candidates * max(1, settings.generations))}
+        candidates = {sampler.draw(chance) for _ in range(settings.candidates)}
         if settings.mode == "nested":
             candidates.add(consensus)
         return min(candidates, key=lambda network: (self._loss(network), network.to_json()))

@@ -16,6 +16,7 @@ from clients.search import SiteSearch
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import PolicyError
+from fl_app.ledger import TRAIL, Ledger, traces
 from fl_app.messages import (
     DERIVE,
     MAIN,
@@ -93,8 +94,14 @@ class SiteWork:
         if task != PREPARE and not self._prepared:
             # from now on beside every report: the first ones may come too late to count
             self._beside["ready"] = self._prepare({}, facts)[1].model_dump()
-        values, report = self._tasks[task](values, facts)
-        return values, report.model_dump() | self._beside
+        trail = Ledger(self._settings.output / TRAIL) if self._settings.output else None
+        if trail:
+            told = {key: facts.get(key) for key in ("network", "round")}
+            trail.write("received", task=task, **told, **traces(values))
+        sent, report = self._tasks[task](values, facts)
+        if trail:
+            trail.write("sent", task=task, **traces(sent))
+        return sent, report.model_dump() | self._beside
 
     def _prepare(self, values: Values, facts: Facts) -> tuple[Values, SiteReady]:
         started = time.monotonic()

@@ -22,6 +22,7 @@ import torch
 
 from fl_app.errors import UsageError
 
+TRAIL = "audit.jsonl"  # beside a run's result, and in a site's own output folder
 _START = "0" * 64
 _BLOCK = 65536  # bytes read at once from the file's end
 _OWN = {"number", "time", "event", "previous", "sha256"}
@@ -141,6 +142,14 @@ def digest(values: Mapping[str, torch.Tensor]) -> str:
         if value.numel():
             total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def traces(values: Mapping[str, torch.Tensor]) -> dict[str, Fact]:
+    """What a trail tells of tensors: how many, their bytes, and their digest; nothing if there are none."""
+    if not values:
+        return {}
+    size = sum(value.numel() * value.element_size() for value in values.values())
+    return {"values": len(values), "bytes": size, "sha256_of_values": digest(values)}
 
 
 def _line(number: int, event: str, facts: Mapping[str, Fact], previous: str) -> tuple[bytes, str]:

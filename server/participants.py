@@ -8,6 +8,7 @@ from typing import Any
 
 from fl_app.config import FederationSettings
 from fl_app.errors import FederationError
+from fl_app.ledger import TRAIL, Ledger, traces
 from fl_app.messages import PREPARE, SiteReady
 from fl_app.versions import incompatibility
 from server.channel import Answer, Channel, Payload, Values
@@ -39,6 +40,7 @@ class Participants:
         self._settings = settings
         self._record = record
         self._rounds = rounds
+        self._trail = Ledger(record.path.parent / TRAIL)
         self.ready: dict[str, SiteReady] = {}
         self.cases: dict[str, int] = {}
         self.absent: list[str] = []
@@ -69,8 +71,11 @@ class Participants:
         """Send a task and take the answers as they come, until the exchange is over."""
 
         def take(site: str, values: Values, report: dict[str, Any]) -> str | None:
+            trace = traces(values)
             ready = report.pop("ready", None)
-            return (self._admit(site, ready) if ready else None) or answer(site, values, report)
+            reason = (self._admit(site, ready) if ready else None) or answer(site, values, report)
+            self._trail.write("refused" if reason else "accepted", task=task, site=site, reason=reason, **trace)
+            return reason
 
         exchange = Exchange(
             list(payloads),
@@ -82,6 +87,10 @@ class Participants:
         # sites that shared a payload still share one
         rounds = {"rounds": dict(self._rounds())}
         whole = {id(each): Payload(each.values, {**each.facts, **rounds}) for each in payloads.values()}
+        for payload in {id(each): each for each in payloads.values()}.values():
+            to = ", ".join(site for site, each in payloads.items() if each is payload)
+            facts = {key: payload.facts.get(key) for key in ("network", "round")}
+            self._trail.write("sent", task=task, sites=to, **facts, **traces(payload.values))
         self._channel.ask(task, {site: whole[id(each)] for site, each in payloads.items()}, exchange, take)
         for site in exchange.good:
             self._starts.pop(site, None)

@@ -1,10 +1,13 @@
 """The workflow and the sites' work without FLARE: fast enough to end a job after every round and go on."""
 
+import json
+
 import pytest
 import torch
 
 from fl_app.config_file import load_job
 from fl_app.errors import FederationError
+from fl_app.ledger import TRAIL, verify_ledger
 from fl_app.model_file import load_model
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
@@ -153,3 +156,20 @@ def test_sites_that_are_started_anew_go_on_from_their_own_state_to_the_same_weig
     assert_same(models(tmp_path / "out"), models(tmp_path / "whole" / "out"))
     told = [(each.site, each.round, each.restored) for each in result.returns]
     assert told == [("site-1", 2, True), ("site-2", 2, True)] and result.caveats == []
+
+
+def test_both_sides_trails_tell_the_same_of_what_travelled(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    rehearse(job, sites, tmp_path / "out")
+    trails = {"server": tmp_path / "out" / TRAIL} | {site: each.output / TRAIL for site, each in sites.items()}
+    lines = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in trails.items()}
+    assert not any(verify_ledger(path).problem for path in trails.values())
+    for site in sites:
+        came = [
+            each["sha256_of_values"] for each in lines[site] if "sha256_of_values" in each and each["event"] == "sent"
+        ]
+        taken = [each for each in lines["server"] if each.get("site") == site and "sha256_of_values" in each]
+        assert [each["sha256_of_values"] for each in taken] == came and len(came) == ROUNDS
+        assert {each["event"] for each in taken} == {"accepted"}
+    text = "".join(path.read_text() for path in trails.values())
+    assert "secretpatient" not in text and str(data) not in text
