@@ -25,6 +25,8 @@ from fl_app.config import Job
 from fl_app.messages import TASKS
 from fl_app.site import load_site
 
+_REPLY_SHARE, _LEAST_REPLY_SECONDS = 1 / 30, 15.0  # of the round's time limit; without any byte of the reply
+
 
 class SiteExecutor(Executor):
     """Answers FLARE's tasks.
@@ -47,6 +49,9 @@ class SiteExecutor(Executor):
         self._signs.handle_event(event_type, fl_ctx)
         if event_type == EventType.START_RUN:
             fobs.register(TensorDecomposer)
+            # a reply that was lost with its connection is asked for again; FLARE waits for it for 300 s
+            limit = Job.model_validate(self.job).federation.round_time_limit_s
+            fl_ctx.get_engine().client.communicator.timeout = max(_LEAST_REPLY_SECONDS, limit * _REPLY_SHARE)
         elif event_type == EventType.ABORT_TASK:
             self._state = None  # the job may go on
         elif event_type == EventType.END_RUN and self._state:

@@ -17,7 +17,10 @@ from fl_app.model_file import load_model
 from fl_app.networks import build_network
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
+from server.channel import Payload
 from server.exchange import Exchange
+from server.participants import Participants
+from server.record import Record
 from tests.faults import FAULTS, FaultyChannel
 from tests.federation import write_job, write_sites
 
@@ -211,6 +214,32 @@ def test_a_file_that_is_truncated_during_training_is_that_sites_trouble_only(tmp
     result = run_with_trouble(own, tmp_path, truncate)
     assert result.status == "finished" and result.rounds[1].left_out == {}, "prepared cases are in memory"
     assert set(result.final.left_out) <= {"site-2"} and set(result.final.sites) >= {"site-1"}
+
+
+class Answering:
+    """A channel whose sites answer well, or not at all."""
+
+    def __init__(self):
+        self.answers = True
+
+    def ask(self, task, payloads, exchange, answer):
+        for site in payloads if self.answers else ():
+            exchange.receive(site, lambda site=site: answer(site, {}, {}))
+        exchange.close()
+
+
+def test_a_site_whose_process_ends_again_and_again_is_given_up_and_told_so(tmp_path):
+    job, channel = make_job(tmp_path, 1), Answering()
+    sites = Participants(channel, job.federation, Record(tmp_path / "result.json", job), dict)
+    sites.started("site-1")
+    sites.ask("train", {"site-1": Payload()}, lambda *_: None)
+    channel.answers = False
+    for _ in range(4):
+        assert not sites.gave_up("site-1")
+        sites.started("site-1")
+    assert sites.gave_up("site-1")
+    exchange = sites.ask("train", {"site-1": Payload()}, lambda *_: None)
+    assert "its process ended in the middle of its work" in exchange.left_out["site-1"]
 
 
 class Clock:
