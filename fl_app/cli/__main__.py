@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train one 3D segmentation model together; every image stays where it is.",
-    epilog="Exit codes: 0 done; 1 the work failed; 2 wrong use; 130 ended by Ctrl-C; 143 ended by SIGTERM.",
+    epilog="Exit codes: 0 done; 1 the work failed; 2 wrong use; 3 done, but falls short of what was asked for; "
+    "130 ended by Ctrl-C; 143 ended by SIGTERM.",
 )
 app.command()(simulate)
 app.command()(predict)

@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from fl_app.config import Job
 
 if TYPE_CHECKING:
@@ -20,9 +22,14 @@ def result_folder(job: Job, out: Path | None) -> Path:
 
 
 def print_end(console: Console, result: Result, out: Path, compared: bool = False) -> None:
-    """Test scores, what is to be kept in mind about them, and where all of it is; the report is written."""
+    """Test scores, what is to be kept in mind about them, and where all of it is; the report is written.
+
+    Raises:
+        typer.Exit: with code 3, if the run falls short of what was asked for: scripts must not take it for a success.
+    """
     from fl_app.reports.page import write_report
     from fl_app.reports.tables import table_of_models, table_of_personal, table_of_tests
+    from fl_app.result import falls_short
 
     if result.final:
         console.print(table_of_tests(result))
@@ -34,3 +41,5 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
     console.print(f"report: {write_report(out)}", soft_wrap=True)
+    if falls_short(result):
+        raise typer.Exit(3)
