@@ -1,14 +1,14 @@
-"""The tutorials' commands, run as they are typed."""
+"""The commands of the lead's and the hospital's tutorials, run as they are typed.
+
+The researcher's train for minutes; that its commands exist is checked in `test_docs`.
+"""
 
 import os
 import re
 import subprocess
 import sys
 
-import pytest
-
 from fl_app.config_file import load_job
-from fl_app.result import read_result
 from fl_app.site import read_site
 from tests.test_house import ROOT
 
@@ -31,7 +31,7 @@ def run_tutorial(name, folder):
         env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=840,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,14 +49,3 @@ def test_the_leads_tutorial_makes_kits_and_a_job(tmp_path):
 def test_the_hospitals_tutorial_writes_settings_that_are_right(tmp_path):
     run_tutorial("hospital.md", tmp_path)
     assert read_site(tmp_path / "kit" / "site.yaml").threads == 8
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_researchers_tutorial_runs_as_typed(tmp_path):
-    printed = run_tutorial("researcher.md", tmp_path)
-    assert "tensors of round" in printed
-    for name in ("compared", "mine"):
-        assert (tmp_path / "results" / name / "report.html").exists()
-    compared = read_result(tmp_path / "results" / "compared" / "result.json")
-    assert compared.status == "finished" and "centralised" in compared.baselines
