@@ -81,6 +81,7 @@ class LocalNetwork:
             training_cases=len(self._data.training),
             training_seconds=trained.seconds,
             received=received,
+            touched=None,
         )
         return {name: now[name] - values[name] for name in now}, report
 

@@ -87,10 +87,9 @@ class SiteReady(Report):
     precision: Literal["bf16", "fp16", "fp32"]
     versions: Annotated[dict[Word, Word], Field(max_length=50)]
     restored: bool | None = Field(
-        None,
         description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
-    search: SearchReady | None = Field(None, description="only if the job searches")
+    search: SearchReady | None = Field(description="only if the job searches")
     seconds: Seconds
 
 
@@ -114,7 +113,7 @@ class TrainReport(Report):
     training_seconds: Seconds
     received: Validation | None = Field(description="of the model that the round began with; none for a supernet")
     touched: dict[str, Count] | None = Field(
-        None, description="supernet only: in how many steps each value was trained; only these travel back"
+        description="supernet only: in how many steps each value was trained; only these travel back"
     )
 
 

@@ -439,7 +439,14 @@ def test_a_stranger_does_not_count(clock):
 
 
 def ready(**more):
-    values = {"training_cases": 3, "validation_cases": 1, "test_cases": 1, "warnings": 2, "device": "cpu"}
+    values = {
+        "training_cases": 3,
+        "validation_cases": 1,
+        "test_cases": 1,
+        "warnings": 2,
+        "device": "cpu",
+        "search": None,
+    }
     return SiteReady.model_validate(
         values | {"precision": "bf16", "versions": {"torch": "2"}, "seconds": 1.23456} | more
     )
@@ -450,7 +457,9 @@ def scored(cases, **metrics):
 
 
 def trained(number, validation, loss=0.5):
-    return TrainReport(round=number, loss=loss, steps=10, training_cases=3, training_seconds=2.0, received=validation)
+    return TrainReport(
+        round=number, loss=loss, steps=10, training_cases=3, training_seconds=2.0, received=validation, touched=None
+    )
 
 
 def scores_of(mean, cases, std=0.1):

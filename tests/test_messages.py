@@ -32,6 +32,7 @@ READY = {
     "precision": "bf16",
     "versions": {"torch": "2"},
     "restored": None,
+    "search": None,
     "seconds": 1.5,
 }
 TRAIN = {
@@ -41,6 +42,7 @@ TRAIN = {
     "training_cases": 3,
     "training_seconds": 2.0,
     "received": VALIDATION,
+    "touched": None,
 }
 TEST = {"dice": {"spleen": SPREAD}, "surface_dice": {"spleen": SPREAD}, "seconds": 3.0}
 REPORTS = [

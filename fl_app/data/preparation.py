@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from fl_app.files import replacing
 
 BODY_HU = -700  # what is denser is body; the air around it is cut off: nothing to learn there, and windows to skip
 BODY_MARGIN = 2  # voxels of air that stay
+# MONAI tells of a GPU's DICOM decoder that it has not found, each time it reads a NIfTI file
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+
 _FORMAT = 1  # raise when what is stored for a case changes
 _CENTRES = 100_000  # stored patch centres of a kind and case: enough to be as good as all of them
 
