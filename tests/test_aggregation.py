@@ -446,6 +446,7 @@ def ready(**more):
         "warnings": 2,
         "device": "cpu",
         "search": None,
+        "restored": None,
     }
     return SiteReady.model_validate(
         values | {"precision": "bf16", "versions": {"torch": "2"}, "seconds": 1.23456} | more

@@ -296,7 +296,6 @@ def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
         precision="fp32",
         versions={"fedspleen": own_version()},
         restored=None,
-        restored=None,
         search=None,
         seconds=1,
     ).model_dump()
