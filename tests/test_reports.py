@@ -4,9 +4,10 @@ import io
 
 from rich.console import Console
 
-from fl_app.reports.progress import Progress, round_line, status_line, time_left
+from fl_app.config import Job
+from fl_app.reports.progress import Progress, round_line, search_lines, status_line, time_left
 from fl_app.reports.tables import table_of_models, table_of_tests
-from fl_app.result import Round, SiteRound
+from fl_app.result import Generation, Result, Round, SearchResult, SearchSite, SiteRound
 from tests.results import a_finished_result, a_result
 
 
@@ -82,3 +83,26 @@ def test_the_comparison_pairs_each_sites_cases_with_its_own_model():
     federated = next(line for line in lines if "federated" in line)
     assert "0.750" in federated and "0.850" in federated and "2 x 90" in federated
     assert any("centralised" in line and "0.860" in line for line in lines)
+
+
+def test_each_stage_of_a_search_is_told_once_it_is_finished():
+    search = SearchResult(
+        space="free-3x2-c4-half",
+        supernet_rounds=[
+            Round(number=1, seconds=2.0, sites={"site-1": SiteRound(loss=1.25)}),
+            Round(number=2),
+        ],
+        generations=[Generation(number=1, scored=4, best_loss=0.5, seconds=1.0)],
+        consensus="{}",
+        sites={"site-1": SearchSite(budget_bytes=2**21, main_bytes=1, parameters=1234, measured_bytes=2**20)},
+        rounds=[Round(number=1, seconds=3.0, dice=0.75), Round(number=2, seconds=3.0)],
+    )
+    growing = Result(
+        name="a", seed=0, rounds_asked=1, started="", versions={}, config=Job().model_dump(), search=search
+    )
+    told = search_lines(growing)
+    assert len(told) == 4
+    assert told[0].startswith("supernet round 1/10") and "site-1 1.250" in told[0]
+    assert "4 networks scored, best loss 0.500" in told[1]
+    assert "1,234 parameters: 1.0 of 2.0 MiB" in told[2]
+    assert told[3].startswith("found networks, round 1/10  Dice 0.750")

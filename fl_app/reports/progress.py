@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._printed = 0
+        self._searched = 0
         self._ready = False
         self._started = time.monotonic()
         self._status = Status("checking the data and starting the sites", console=console)
@@ -56,6 +57,10 @@ class Progress:
                 break
             self._console.print(round_line(result, result.rounds[place]))
             self._printed = place + 1
+        lines = search_lines(result)
+        for line in lines[self._searched :]:
+            self._console.print(line)
+        self._searched = max(self._searched, len(lines))
         self._status.update(status_line(result))
 
 
@@ -67,6 +72,39 @@ def round_line(result: Result, done: Round) -> str:
         f"round {done.number:{width}}/{result.rounds_asked}  Dice {done.dice:.3f}  "
         f"{_sites(done)}  {done.seconds:.1f} s  {time_left(result)}{left_out}"
     )
+
+
+def search_lines(result: Result) -> list[str]:
+    """What an architecture search has finished so far, in the order of its stages."""
+    search = result.search
+    if search is None:
+        return []
+    asked = result.config["search"]
+    lines = []
+    for done in search.supernet_rounds:
+        if done.seconds:
+            losses = ", ".join(f"{name} {number(site.loss)}" for name, site in sorted(done.sites.items()))
+            lines.append(
+                f"supernet round {done.number}/{asked['supernet_rounds']}  loss: {losses}  {done.seconds:.1f} s"
+            )
+    lines += [
+        f"generation {each.number}/{asked['generations']}  {each.scored} networks scored, best loss "
+        f"{number(each.best_loss)}  {each.seconds:.1f} s"
+        for each in search.generations
+    ]
+    if search.consensus:
+        lines += [
+            f"{name} takes a network of {each.parameters:,} parameters: {each.measured_bytes / 2**20:.1f} of "
+            f"{each.budget_bytes / 2**20:.1f} MiB in training"
+            for name, each in sorted(search.sites.items())
+        ]
+    lines += [
+        f"found networks, round {done.number}/{asked['rounds']}  Dice {done.dice:.3f}  {_sites(done)}  "
+        f"{done.seconds:.1f} s"
+        for done in search.rounds
+        if done.dice is not None
+    ]
+    return lines
 
 
 def _sites(done: Round) -> str:
@@ -93,6 +131,8 @@ def status_line(result: Result) -> str:
     if not result.rounds:
         return f"{len(result.sites)} sites have checked and prepared their data"
     current = result.rounds[-1]
+    if result.search and not result.final:
+        return "searching networks, and training what was found"
     if current.number == result.rounds_asked and current.seconds:
         return "testing the best model on the held-out test cases" if current.dice else "validating the last model"
     waiting = sorted(result.sites.keys() - current.sites.keys())
