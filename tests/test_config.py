@@ -74,7 +74,8 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(tmp_path):
         ":17 training.augmentation.flip_probability.2: 2 - 1.0 or less",
         ":19 federation.best_metric: 'val_dise' - a metric that the trainer reports: val_dice (did you mean val_dice?)",
         ":20 federation.rounds: 2.5 - a whole number",
-        ":21 colour: unknown key - allowed here: name, seed, data, network, training, evaluation, federation",
+        ":21 colour: unknown key - allowed here: name, seed, data, network, training, evaluation, federation, "
+        "personal, search",
     ]
     assert str(caught.value).splitlines() == [f"{path}{line}" for line in expected]
     assert caught.value.exit_code == 2

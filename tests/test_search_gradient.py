@@ -167,7 +167,7 @@ def test_memory_is_pulled_towards_the_budget(cases):
     spent = []
     for share in (0.3, 3.0):
         engine = search(cases, budget_share=share, warm_up=0.0)
-        spent.append(engine.search(1, 8, 1).expected_bytes)
+        spent.append(engine.search(1, 16, 1).expected_bytes)
     assert spent[0] < spent[1]
 
 
