@@ -4,12 +4,15 @@ import re
 
 import pytest
 
+from fl_app.config import Job
+from fl_app.networks.space.decoding import least_network
+from fl_app.networks.space.memory import MemoryModel
 from fl_app.reports.charts import time_by_site, time_shares
 from fl_app.reports.page import Drawing, render_run, write_report
 from fl_app.reports.story import ending, opening, verdict
 from fl_app.reports.svg import nice_scale
 from fl_app.reports.words import count, duration, listed, size
-from fl_app.result import Round, SiteRound, write_result
+from fl_app.result import Round, SearchResult, SearchSite, SiteRound, write_result
 from tests.browser import MISSING, browser
 from tests.federation import fedspleen
 from tests.results import a_finished_result, a_result, a_searched_result
@@ -212,10 +215,13 @@ def test_numbers_are_said_as_people_say_them():
 
 
 def test_the_command_makes_the_page_and_says_where(tmp_path):
-    write_result(tmp_path / "run" / "result.json", a_finished_result())
-    drawings = tmp_path / "run" / "architectures"
-    drawings.mkdir()
-    (drawings / "site-1.svg").write_text("<svg xmlns='x'/>")
+    result = a_finished_result()
+    space = Job().search.space
+    network = least_network(MemoryModel(space, 1, (64, 64, 64))).to_json()
+    result.config["search"] = Job().search.model_dump(mode="json")
+    site = SearchSite(budget_bytes=2**30, main_bytes=2**20, architecture=network)
+    result.search = SearchResult(space=space.name, consensus=network, sites={"site-1": site})
+    write_result(tmp_path / "run" / "result.json", result)
     done = fedspleen("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'page.html'}\n")
     assert "Architecture of site-1" in (tmp_path / "page.html").read_text()
