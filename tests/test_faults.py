@@ -80,6 +80,8 @@ def test_random_faults_lose_nothing_count_nothing_twice_and_are_all_written_down
     assert faults >= 10 and len(FAULTS) == 7
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_200_rounds_leave_memory_files_threads_and_disk_as_they_are(data, tmp_path):
     job = make_job(tmp_path, 200)
     sites = settings(data, tmp_path, SITES[:2])

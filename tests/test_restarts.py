@@ -17,7 +17,7 @@ from tests.federation import fedspleen, processes_about, write_job, write_sites
 from tests.relay import Relay
 from tests.test_sites import LEAD, SITES, Running, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROUNDS = 14
 CONSORTIUM = """\
 name: trial
@@ -183,7 +183,6 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     assert [path.name for site in SITES for path in (consortium.kits / site / "state").iterdir()] == []
 
 
-@pytest.mark.long
 def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed):
     """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
     outs = [consortium.folder / name for name in ("first", "second")]
@@ -210,7 +209,6 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
     relay.mend()
 
 
-@pytest.mark.long
 def test_a_site_that_was_killed_is_left_out_at_once_and_comes_back(consortium):
     """One of two sites is enough, and the grace time is long: a silent site is not waited for."""
     job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=1000)
