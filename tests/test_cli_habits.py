@@ -142,3 +142,9 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     assert "data.spacing_mm" in run(sys.executable, "-m", "fl_app", "config", "show")
     reader = "import json, fl_app.reports.page as page; print(json.dumps(sorted(page.environment().list_templates())))"
     assert "run.html" in json.loads(run(sys.executable, "-c", reader))
+
+
+def test_commands_start_without_what_only_training_needs():
+    code = "import sys, fl_app.cli.__main__; print({'torch', 'monai', 'nvflare'} & sys.modules.keys() or '')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from fl_app.cli.console import open_console
-from fl_app.ledger import verify_ledger
 
 app = typer.Typer(no_args_is_help=True, help="Audit trails.")
 
@@ -32,6 +31,8 @@ def audit_verify(
 
     Exit code 0: intact. 1: not.
     """
+    from fl_app.ledger import verify_ledger  # imports torch: seconds that other commands need not wait
+
     report = verify_ledger(file, head)
     if as_json:
         print(json.dumps({"intact": not report.problem, **asdict(report)}, indent=2))
