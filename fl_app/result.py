@@ -245,7 +245,8 @@ def find_caveats(result: Result) -> list[str]:
         found.append(
             f"{', '.join(sorted(lost))} went on without its own state (optimiser, local layers), which was lost"
         )
-    if _learned_nothing(result):
+    best = result.final.best_value if result.final else None
+    if best is not None and best <= (result.initial_dice or 0):
         found.append("the best model is no better than the untrained network: nothing was learned")
     if result.final and result.final.left_out:
         found.append(f"the model was not tested at {', '.join(sorted(result.final.left_out))}")
@@ -253,14 +254,9 @@ def find_caveats(result: Result) -> list[str]:
 
 
 def falls_short(result: Result) -> bool:
-    """Whether a finished run is not what was asked for: sites are missing at its end, or nothing was learned."""
+    """Whether a finished run is not what was asked for: sites are missing at its end."""
     untested = bool(result.final and result.final.left_out) or bool(result.personal and result.personal.left_out)
-    return bool(result.refused) or untested or _learned_nothing(result)
-
-
-def _learned_nothing(result: Result) -> bool:
-    best = result.final.best_value if result.final else None
-    return best is not None and best <= (result.initial_dice or 0)
+    return bool(result.refused) or untested
 
 
 def software_versions() -> dict[str, str]:

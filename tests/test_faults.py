@@ -154,6 +154,8 @@ def run_with_trouble(data, folder, before, after=lambda: None, changes=None, **s
     return rehearse(job, sites, folder / "out", channel)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data, tmp_path):
     """The process's address space is limited for real while the second site trains."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)

@@ -266,10 +266,9 @@ def final(best, left_out=None):
     ("short", "more"),
     [
         (False, {"final": final(0.8), "initial_dice": 0.1}),
-        (True, {"final": final(0.1), "initial_dice": 0.1}),
         (True, {"final": final(0.8, {"north": "it did not answer"}), "initial_dice": 0.1}),
         (True, {"final": final(0.8), "initial_dice": 0.1, "refused": {"north": "its data cannot be used"}}),
     ],
 )
-def test_a_run_without_some_site_at_its_end_or_that_learned_nothing_falls_short(short, more):
+def test_a_run_without_some_site_at_its_end_falls_short(short, more):
     assert falls_short(result(**more)) is short

@@ -76,7 +76,7 @@ def test_the_smallest_and_the_largest_bound_every_network_in_the_budget():
     drawn = NetworkSampler(memory, budget)
     assert memory.total(drawn.smallest) == sizes[0]
     fitting = max(size for size in sizes if size <= budget)
-    assert 0.99 * fitting <= memory.total(drawn.largest) <= fitting
+    assert 0.97 * fitting <= memory.total(drawn.largest) <= fitting
     with pytest.raises(BudgetError, match="least"):
         NetworkSampler(memory, sizes[0] - 1)
 
