@@ -166,7 +166,7 @@ def test_the_downloaded_folder_is_the_simulators(consortium, run):
     result = read_result(out / "result.json")
     assert result.status == "finished" and len(result.rounds) == 2 and set(result.sites) == set(SITES)
     found = {path.name for path in out.iterdir()}
-    assert found == {"result.json", "model", "logs", "tensorboard", "job.yaml"}
+    assert found == {"result.json", "report.html", "audit.jsonl", "model", "logs", "tensorboard", "job.yaml"}
     assert {path.name for path in (out / "model").iterdir()} == {"best.safetensors", "last.safetensors"}
     for words in ("round 1/2", "round 2/2", "Held-out test cases", f"{result.final.mean_dice:.3f}"):
         assert words in run
