@@ -8,7 +8,7 @@ from fl_app.data.phantom import make_cohort
 from fl_app.data.site_data import load_site_data
 from fl_app.training.trainer import Trainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 JOB = """
 data: {spacing_mm: [4, 4, 5], patch_voxels: [64, 64, 32], validation_fraction: 0.15, test_fraction: 0.35}
