@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_app.errors import DataError
+from fl_app.files import replacing
 from fl_app.prediction.scan import NiftiScan, Scan
 from fl_app.prediction.slabs import SlabFile
 
@@ -60,16 +61,11 @@ def write_labels(path: Path, scan: Scan, labels: SlabFile, values: Sequence[int]
 @contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A stream whose file appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    try:
-        with temporary.open(mode, **text) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open(mode, **text) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager

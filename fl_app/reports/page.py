@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fl_app.config.space import SearchSpace
+from fl_app.files import replacing
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.drawing import draw
 from fl_app.reports import charts, words
@@ -157,13 +157,8 @@ def embedded(content: bytes, kind: str) -> str:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page; a reader at any instant sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _absences(result: Result) -> list[tuple[str, str, str]]:

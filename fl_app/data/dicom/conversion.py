@@ -18,6 +18,7 @@ from fl_app.data.dicom.files import DicomFile, by_series, files_below, read_head
 from fl_app.data.dicom.series import CtSeries, is_image, is_localiser
 from fl_app.data.dicom.structures import MODALITIES, Structures, normal_name, referenced_series
 from fl_app.errors import DataError
+from fl_app.files import replacing
 
 REGISTER = "IDENTIFYING-never-share.csv"  # which case is whose
 _COLUMNS = ("case", "series_instance_uid", "folder")
@@ -188,9 +189,7 @@ def _read_register(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _write_register(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)

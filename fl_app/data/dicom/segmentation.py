@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from fl_app.data.dicom.series import CtSeries
+from fl_app.files import replacing
 
 _SIDES = {"left", "right", "l", "r"}
 
@@ -68,12 +68,8 @@ def write_segmentation(
         content_label="SEGMENTATION",
         series_description="fedspleen: automatic segmentation, not for diagnosis",
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         segmentation.save_as(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def organ_code(organ: str) -> Code:
