@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.round_overhead import SITES, ours, write_inputs
+from benchmarks.round_overhead import SITES, ours, print_rounds, write_inputs
 from fl_app.result import read_result
 from provisioning.consortium import parse_consortium
 from provisioning.provision import provision
@@ -82,11 +82,7 @@ def main(repetitions: int, rounds: int) -> None:
         print(
             f"{name:12} median {statistics.median(taken):5.2f} s until it was up ({min(taken):.2f} to {max(taken):.2f})"
         )
-    for name, taken in seconds.items():
-        print(
-            f"{name:12} median {statistics.median(taken):5.2f} s a round "
-            f"({min(taken):.2f} to {max(taken):.2f}, {len(taken)} rounds)"
-        )
+    print_rounds(seconds, 12)
     medians = [statistics.median(taken) for taken in seconds.values()]
     print(f"ratio {medians[0] / medians[1]:.2f}")
 

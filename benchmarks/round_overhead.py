@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -58,15 +59,20 @@ def recipe(folder: Path, rounds: int) -> list[float]:
     return [(after - before).total_seconds() for before, after in pairwise(starts)]
 
 
+def print_rounds(times: Mapping[str, Sequence[float]], width: int) -> None:
+    """Print a line for each name: the median of its rounds' seconds, and their range."""
+    for name, seconds in times.items():
+        print(
+            f"{name:{width}} median {statistics.median(seconds):5.2f} s a round "
+            f"({min(seconds):.2f} to {max(seconds):.2f}, {len(seconds)} rounds)"
+        )
+
+
 def main(rounds: int) -> None:
     """Run both and print."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         times = {"fedspleen": ours(Path(first), rounds)[2:], "FLARE FedAvg recipe": recipe(Path(second), rounds)[2:]}
-    for name, seconds in times.items():
-        print(
-            f"{name:20} median {statistics.median(seconds):5.2f} s a round "
-            f"({min(seconds):.2f} to {max(seconds):.2f}, {len(seconds)} rounds)"
-        )
+    print_rounds(times, 20)
     medians = [statistics.median(seconds) for seconds in times.values()]
     print(f"ratio {medians[1] / medians[0]:.1f}")
 

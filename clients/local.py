@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.messages import TrainReport, Validation
-from fl_app.training.reporting import validation_report
+from fl_app.training.reporting import train_report, validation_report
 from fl_app.training.trainer import Trainer
 
 Values = dict[str, torch.Tensor]
@@ -74,15 +73,7 @@ class LocalNetwork:
             self._ditto_state.keep(self.ditto, number, best)
         now = self.trainer.shared_values()
         _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
-        report = TrainReport(
-            round=number,
-            loss=None if math.isnan(trained.loss) else trained.loss,
-            steps=trained.steps,
-            training_cases=len(self._data.training),
-            training_seconds=trained.seconds,
-            received=received,
-            touched=None,
-        )
+        report = train_report(number, trained, len(self._data.training), received)
         return {name: now[name] - values[name] for name in now}, report
 
     def restore_ditto(self, number: int) -> None:

@@ -18,12 +18,11 @@ from fl_app.data.site_data import SiteData
 from fl_app.messages import MAIN, SEARCHED, PersonalModel, PersonalReport, Validation
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.networks.space.architecture import Architecture, read_architecture
-from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.result import software_versions
 from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
 from fl_app.training.reporting import test_report, validation_report, write_case_scores
-from fl_app.training.trainer import Trainer
+from fl_app.training.trainer import Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def _add_consensus(
     job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: Architecture
 ) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
-    network = DiscreteNetwork(job.search.space, consensus, len(job.data.labels))
+    network = ready_network(job, larger.device, consensus.to_json())
     trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
     held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,7 +24,8 @@ from fl_app.search.sampling import SupernetTrainer
 from fl_app.site import SiteSettings
 from fl_app.training.device import free_memory
 from fl_app.training.randomness import start_stream
-from fl_app.training.trainer import Trainer
+from fl_app.training.reporting import train_report
+from fl_app.training.trainer import Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -98,17 +98,10 @@ class SiteSearch:
         done = self._trainer.train_paths(number, settings.supernet_steps, settings.supernet_rounds, paths)
         self._state.keep(self._trainer, number, 0)
         _logger.info(f"supernet, round {number}: {len(paths)} paths, loss {done.loss}")
-        report = TrainReport(
-            round=number,
-            loss=None if math.isnan(done.loss) else done.loss,
-            steps=done.steps,
-            training_cases=len(self._data.training),
-            training_seconds=done.seconds,
-            received=None,
-            touched={name: count for name, count in done.touched.items() if name in values},
-        )
+        touched = {name: count for name, count in done.touched.items() if name in values}
         now = self._trainer.shared_values()
-        return {name: now[name] - values[name] for name in report.touched or ()}, report
+        report = train_report(number, done, len(self._data.training), touched=touched)
+        return {name: now[name] - values[name] for name in touched}, report
 
     def score(self, values: Values, facts: Mapping[str, Any]) -> ScoreReport:
         """The loss of networks on the site's validation patches, with the supernet's weights."""
@@ -135,9 +128,7 @@ class SiteSearch:
 
     def trainer(self, architecture: str, own: Sequence[str]) -> Trainer:
         """A trainer of the site's own network; what no other site holds stays here."""
-        network = DiscreteNetwork(
-            self._space, read_architecture(architecture, self._space), len(self._job.data.labels), self._job.seed
-        )
+        network = ready_network(self._job, self._device, architecture)
         trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
         trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
         return trainer

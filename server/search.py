@@ -50,9 +50,9 @@ class SearchState(BaseModel):
     derived: dict[str, str] = Field(default_factory=dict)
 
 
-def memory_model(job: Job, ready: SearchReady | None = None) -> MemoryModel:
+def memory_model(job: Job, ready: SearchReady) -> MemoryModel:
     """Training memory of the networks of a job's space, as a site has fitted it."""
-    fitted = ready.model_dump(include={"scale", "offset", "value_bytes", "weight_copies"}) if ready else {}
+    fitted = ready.model_dump(include={"scale", "offset", "value_bytes", "weight_copies"})
     return MemoryModel(
         job.search.space, len(job.data.labels), job.data.patch_voxels, batch=job.training.batch_size, **fitted
     )

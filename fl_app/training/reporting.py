@@ -8,8 +8,36 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fl_app.config_file import reported_metrics
-from fl_app.messages import Spread, TestReport, Validation
+from fl_app.messages import Spread, TestReport, TrainReport, Validation
 from fl_app.training.metrics import CaseScore, Summary
+from fl_app.training.trainer import Steps
+
+
+def train_report(
+    number: int,
+    done: Steps,
+    training_cases: int,
+    received: Validation | None = None,
+    touched: dict[str, int] | None = None,
+) -> TrainReport:
+    """One round of local training.
+
+    Args:
+        number: of the round.
+        done: what the training came to.
+        training_cases: how many cases the site trains on.
+        received: scores of the model that the round began with; none for a supernet.
+        touched: supernet only: in how many steps each value was trained.
+    """
+    return TrainReport(
+        round=number,
+        loss=None if math.isnan(done.loss) else done.loss,
+        steps=done.steps,
+        training_cases=training_cases,
+        training_seconds=done.seconds,
+        received=received,
+        touched=touched,
+    )
 
 
 def validation_report(scores: Sequence[CaseScore], organs: Sequence[str], seconds: float) -> Validation:
