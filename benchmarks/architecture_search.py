@@ -29,6 +29,7 @@ from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
 from fl_app.networks import build_network
 from fl_app.rehearsal import rehearse
+from fl_app.result import SearchResult
 from fl_app.site import SiteSettings
 from fl_app.training.cost import training_memory
 from fl_app.training.precision import choose_precision
@@ -48,6 +49,7 @@ class Run(BaseModel):
     budgets: dict[str, int]
     models: dict[str, dict[str, dict[str, Any]]]
     bytes_sent: int = 0
+    upload_share: float | None = None  # of the supernet, that a site sends in a round of the search
     search: dict[str, Any] | None = None
 
 
@@ -118,8 +120,15 @@ def federated(name: str, job: Job, sites: dict[str, SiteSettings], out: Path, bu
             for site, kept in result.personal.sites.items()
         },
         bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
+        upload_share=upload_share(result.search) if result.search else None,
         search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
     )
+
+
+def upload_share(search: SearchResult) -> float:
+    """Mean of what a site sends in a round of the search, as a share of the supernet."""
+    sent = [site.bytes_sent for each in search.supernet_rounds for site in each.sites.values()]
+    return sum(sent) / len(sent) / search.supernet_bytes
 
 
 def alone(name: str, job: Job, sites: dict[str, SiteSettings], budgets: dict[str, int], together: bool) -> Run:

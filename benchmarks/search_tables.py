@@ -87,7 +87,7 @@ def _print_costs(runs: list[dict[str, Any]]) -> None:
         share = upload = ""
         if group[0]["search"]:
             share = f"{statistics.median(run['search']['seconds'] / run['seconds'] for run in group):.2f}"
-            upload = f"{statistics.median(run['search'].get('upload_share', 0) for run in group):.2f}"
+            upload = f"{statistics.median(run['upload_share'] for run in group):.2f}"
         print(f"{name:<20}{seconds:>9.0f}{sent:>9.1f}{share:>14}{upload:>15}")
 
 
