@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
     echo "# Every package of fedspleen and of its tests, pinned; written by scripts/lock.sh, read by scripts/setup.sh."
     echo "# torch 2.13.0 is its CPU build where the package index offers one, else the CUDA build, which brings its"
     echo "# own exactly pinned CUDA packages; they are left out here so that a CPU machine does not fetch them."
-    uv pip compile pyproject.toml --extra export --group dev --universal --python-version 3.10 --quiet \
+    uv pip compile pyproject.toml --extra export --extra large --group dev --universal --python-version 3.10 --quiet \
         --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
         --constraint <(echo "torch==2.13.0") |
         grep -Ev '^(nvidia-|cuda-|triton==)' |
