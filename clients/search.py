@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import torch
 from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
-from fl_app.messages import DeriveReport, ScoreReport, SearchReady, TrainReport
+from fl_app.errors import BudgetError
+from fl_app.messages import DeriveReport, ProposeReport, ScoreReport, SearchReady, TrainReport
 from fl_app.networks.space.architecture import Architecture, read_architecture
+from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler, sample_paths
 from fl_app.networks.space.supernet import DiscreteNetwork
+from fl_app.search.gradient import GradientSearch
 from fl_app.search.memory import calibrate, training_memory
 from fl_app.search.sampling import SupernetTrainer
+from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import free_memory
 from fl_app.training.randomness import start_stream
@@ -31,6 +35,7 @@ Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _GIB = 2**30
 _PATCHES = 8  # of validation cases, that networks are compared on
+_FILTER_PATCHES = 4  # of them, that untrained networks are scored on
 
 
 class SiteSearch:
@@ -44,6 +49,7 @@ class SiteSearch:
         device: where to compute.
         state: folder for what a restart needs; none: nothing is kept.
         round_number: the supernet's last finished round.
+        after_step: called after each optimiser step; what it raises ends the task.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class SiteSearch:
         device: torch.device,
         state: Path | None,
         round_number: int,
+        after_step: Callable[[], None],
     ) -> None:
         self._job = job
         self._space = job.search.space
@@ -64,8 +71,12 @@ class SiteSearch:
         wanted = settings.memory_budget_gib
         self._budget = int(wanted * _GIB) if wanted else free_memory(device)
         self._trainer = SupernetTrainer(job, self._space, data.training, device, f"{site} supernet")
+        self._trainer.after_step = after_step
+        self._gradient: GradientSearch | None = None
         self._state = SiteState(state)
-        self._state.restore(self._trainer, round_number)
+        self._round_number = round_number
+        if job.search.strategy != "gradient":
+            self._state.restore(self._trainer, round_number)
         # what the best network is chosen on
         self._patches = self._trainer.validation_patches(data.validation or data.training, _PATCHES)
 
@@ -73,9 +84,11 @@ class SiteSearch:
         """What fits the site's memory, from a few networks that are tried.
 
         Raises:
-            BudgetError: not even the smallest network of the space fits.
+            BudgetError: not even the smallest network of the space fits; or, to search by gradients, not all.
         """
         self._memory: MemoryModel = calibrate(self._job, self._space, self._device, self._budget)
+        if self._job.search.strategy == "gradient":
+            self._gradient = self._begin_gradient()
         taken = training_memory(main.network, self._job, self._device)
         _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {taken}")
         return SearchReady(
@@ -91,6 +104,8 @@ class SiteSearch:
         """Train some paths within the budget; the differences of what was trained."""
         settings = self._job.search
         number = int(facts["round"])
+        if self._gradient:
+            return self._train_all(self._gradient, values, number)
         self._trainer.load(values)
         chance = start_stream(self._job.seed, self._site, f"paths of round {number}")
         organs = len(self._job.data.labels)
@@ -102,6 +117,23 @@ class SiteSearch:
         now = self._trainer.shared_values()
         report = train_report(number, done, len(self._data.training), touched=touched)
         return {name: now[name] - values[name] for name in touched}, report
+
+    def _train_all(self, engine: GradientSearch, values: Values, number: int) -> tuple[Values, TrainReport]:
+        """Train all networks at once, and this site's likings, which stay here."""
+        settings = self._job.search
+        engine.load(values)
+        done = engine.search(number, settings.supernet_steps, settings.supernet_rounds)
+        self._state.keep(engine, number, 0)
+        _logger.info(f"supernet, round {number}: {done}")
+        now = engine.shared_values()
+        report = train_report(number, done, len(self._data.training), touched=dict.fromkeys(now, done.steps))
+        return {name: now[name] - values[name] for name in now}, report
+
+    def propose(self, facts: Mapping[str, Any]) -> ProposeReport:
+        """The network that this site likes best of those that every site can train."""
+        assert self._gradient is not None  # the server asks only in a search by gradients
+        network = self._gradient.decode(budget=min(self._budget, int(facts["budget_bytes"])))
+        return ProposeReport(architecture=network.to_json())
 
     def score(self, values: Values, facts: Mapping[str, Any]) -> ScoreReport:
         """The loss of networks on the site's validation patches, with the supernet's weights."""
@@ -141,10 +173,46 @@ class SiteSearch:
         sampler = self._sampler(None if settings.mode == "free" else consensus)
         if settings.strategy == "random":
             return sampler.draw(chance)
-        candidates = {sampler.draw(chance) for _ in range(settings.candidates)}
+        if self._gradient:
+            candidates = {self._gradient.decode(sampler.must_contain)}
+        else:
+            candidates = self._filtered({sampler.draw(chance) for _ in range(settings.candidates * self._draws)})
         if settings.mode == "nested":
             candidates.add(consensus)
         return min(candidates, key=lambda network: (self._loss(network), network.to_json()))
+
+    @property
+    def _draws(self) -> int:
+        """How many candidates are drawn for one that is kept."""
+        return 1 if self._job.search.filter == "none" else 2
+
+    def _filtered(self, candidates: set[Architecture]) -> set[Architecture]:
+        """Those of the best scores of untrained networks."""
+        wanted = self._job.search.filter
+        images = torch.cat([images for images, _ in self._patches[:_FILTER_PATCHES]])
+
+        def worth(network: Architecture) -> float:
+            untrained = DiscreteNetwork(self._space, network, len(self._job.data.labels), self._job.seed)
+            return synflow(untrained, self._job.data.patch_voxels) if wanted == "synflow" else naswot(untrained, images)
+
+        if wanted == "none":
+            return candidates
+        ordered = sorted(candidates, key=lambda network: (-worth(network), network.to_json()))
+        return set(ordered[: -(-len(ordered) // self._draws)])
+
+    def _begin_gradient(self) -> GradientSearch:
+        cases = self._data.training
+        engine = GradientSearch(self._job, self._memory, self._budget, cases, self._device, f"{self._site} supernet")
+        needed = training_memory(engine.mixture, self._job, self._device)
+        if needed > self._budget:
+            raise BudgetError(
+                f"search.strategy gradient trains all networks at once, which takes {mebibytes(needed)} here, and the "
+                f"memory budget is {mebibytes(self._budget)} - use strategy sampling, or raise memory_budget_gib",
+                needed,
+            )
+        engine.after_step = self._trainer.after_step
+        self._state.restore(engine, self._round_number)
+        return engine
 
     @cached_property
     def _any(self) -> NetworkSampler:

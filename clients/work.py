@@ -22,6 +22,7 @@ from fl_app.messages import (
     MAIN,
     PERSONALISE,
     PREPARE,
+    PROPOSE,
     SCORE,
     SEARCHED,
     SUPERNET,
@@ -78,6 +79,7 @@ class SiteWork:
             TRAIN: self._train,
             VALIDATE: self._validate,
             TEST: self._test,
+            PROPOSE: lambda values, facts: ({}, self._search().propose(facts)),
             SCORE: lambda values, facts: ({}, self._search().score(values, facts)),
             DERIVE: lambda values, facts: ({}, self._search().derive(values, facts)),
             PERSONALISE: self._personalise,
@@ -187,7 +189,8 @@ class SiteWork:
     def _search(self) -> SiteSearch:
         if self._found is None:
             state = self._state / SUPERNET if self._state else None
+            number = self._rounds.get(SUPERNET, 0)
             self._found = SiteSearch(
-                self._job, self._site, self._settings, self._data, self._device, state, self._rounds.get(SUPERNET, 0)
+                self._job, self._site, self._settings, self._data, self._device, state, number, self._after_step
             )
         return self._found

@@ -5,6 +5,7 @@
     train      round, values of the model before it     TrainReport + differences of the values, weighted later
     validate   values of the last model                 ValidationReport
     test       values of the best model                 TestReport
+    propose    a memory budget                          ProposeReport: the network that this site likes best in it
     score      networks of the search space, values     ScoreReport: how well each does at this site
     derive     the network for all, values              DeriveReport: this site's own network
     personalise  values of the best models              PersonalReport: this site's personal models
@@ -25,7 +26,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
-SCORE, DERIVE, PERSONALISE = "score", "derive", "personalise"
+PROPOSE, SCORE, DERIVE, PERSONALISE = "propose", "score", "derive", "personalise"
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 SIGN_TOPIC = "fedspleen.sign"  # a site is alive; how many steps it has done since it got the task
 SIGN_SECONDS = 2.0  # between two such signs
@@ -33,7 +34,7 @@ SITE_TOPIC = "fedspleen.site"  # within the server: shall this site have the job
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
 # which network a task is about: the job's own, the supernet of a search, those that were found
 MAIN, SUPERNET, SEARCHED = "main", "supernet", "searched"
-TASKS = (PREPARE, TRAIN, VALIDATE, TEST, SCORE, DERIVE, PERSONALISE)
+TASKS = (PREPARE, TRAIN, VALIDATE, TEST, PROPOSE, SCORE, DERIVE, PERSONALISE)
 
 
 def _check_printable(text: str) -> str:
@@ -145,6 +146,12 @@ class TestReport(Report):
         if self.dice.keys() != self.surface_dice.keys():
             raise ValueError("dice and surface_dice must be of the same organs")
         return self
+
+
+class ProposeReport(Report):
+    """The network that a site's own logits like best; the logits stay where they are."""
+
+    architecture: str = Field(max_length=100_000)
 
 
 class ScoreReport(Report):

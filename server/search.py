@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from fl_app.config import Job
 from fl_app.errors import ConfigError
-from fl_app.messages import DERIVE, SCORE, SUPERNET, DeriveReport, ScoreReport, SearchReady
+from fl_app.messages import DERIVE, PROPOSE, SCORE, SUPERNET, DeriveReport, ProposeReport, ScoreReport, SearchReady
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler
@@ -122,7 +122,7 @@ class Search:
         if settings.strategy == "random" or not settings.generations:
             self.state.consensus = self._candidate(chance).to_json()
             return
-        wanted = self._candidates(chance)
+        wanted = self._proposals() if settings.strategy == "gradient" and number == 1 else self._candidates(chance)
         losses = self._score(wanted)
         self.state.losses |= losses
         self.state.generation = number
@@ -138,6 +138,22 @@ class Search:
         if number >= settings.generations:
             self.state.consensus = best or self._candidate(chance).to_json()
         self._record.save()
+
+    def _proposals(self) -> list[str]:
+        """What the sites like best of the networks that every site can train."""
+        proposed: dict[str, str] = {}
+
+        def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
+            told = ProposeReport.model_validate(report)
+            if not self._fits_all(read_architecture(told.architecture, self._space)):
+                return "the network that it proposes does not fit every site's memory"
+            proposed[site] = told.architecture
+            return None
+
+        payload = Payload({}, {"network": SUPERNET, "round": 0, "budget_bytes": min(self._budgets.values())})
+        exchange = self._sites.ask(PROPOSE, dict.fromkeys(self._sites.names, payload), answer)
+        self._sites.require_quorum(exchange, "when the sites proposed networks")
+        return sorted(set(proposed.values()))
 
     def _candidates(self, chance: np.random.Generator) -> list[str]:
         """Networks that every site can train: at first drawn at random, then changed from the best so far."""

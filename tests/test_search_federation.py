@@ -36,6 +36,23 @@ class Wire:
         self._channel.ask(task, payloads, exchange, heard)
 
 
+class Killed(Exception):
+    pass
+
+
+class Ending:
+    """A channel whose server is killed after some tasks."""
+
+    def __init__(self, channel, end):
+        self._channel, self._left = channel, end
+
+    def ask(self, task, payloads, exchange, answer):
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+        self._channel.ask(task, payloads, exchange, answer)
+
+
 def search_job(folder, **search):
     return load_job(
         write_job(
@@ -165,20 +182,6 @@ def test_the_saved_network_is_the_searched_one(run):
 
 def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data, tmp_path):
     job, whole, _, folder = run
-
-    class Killed(Exception):
-        pass
-
-    class Ending:
-        def __init__(self, channel, end):
-            self._channel, self._left = channel, end
-
-        def ask(self, task, payloads, exchange, answer):
-            self._left -= 1
-            if self._left < 0:
-                raise Killed
-            self._channel.ask(task, payloads, exchange, answer)
-
     wanted, _ = load_model(folder / "out" / "model" / "searched" / "best.safetensors")
     # in the supernet's round, among the generations, and while the found networks are trained
     for end in (3, 5, 7):
@@ -193,15 +196,60 @@ def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data,
         assert again.personal == whole.personal
 
 
-@pytest.mark.parametrize(("mode", "strategy"), [("consensus", "sampling"), ("free", "sampling"), ("nested", "random")])
-def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy):
-    job = search_job(tmp_path, mode=mode, strategy=strategy)
+@pytest.mark.parametrize(
+    ("mode", "strategy", "rule"),
+    [
+        ("consensus", "sampling", "none"),
+        ("free", "sampling", "synflow"),
+        ("nested", "sampling", "naswot"),
+        ("nested", "random", "none"),
+    ],
+)
+def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy, rule):
+    job = search_job(tmp_path, mode=mode, strategy=strategy, filter=rule)
     result = rehearse(job, settings(data, tmp_path), tmp_path / "out")
     found = result.search.sites
     assert all(each.measured_bytes <= each.budget_bytes for each in found.values())
     if mode == "consensus":
         assert {each.architecture for each in found.values()} == {result.search.consensus}
     assert (len(result.search.generations) == 0) == (strategy == "random")
+
+
+@pytest.fixture(scope="module")
+def more_data(tmp_path_factory):
+    return write_sites(tmp_path_factory.mktemp("more_data"), site_1=5, site_2=5)
+
+
+def test_a_search_by_gradients_keeps_the_logits_at_home_and_goes_on_after_a_restart(more_data, tmp_path):
+    data = more_data
+    job = search_job(tmp_path, strategy="gradient", supernet_rounds=2, space=SPACE | {"blocks": 2})
+    budgets = {"site-1": 4.0, "site-2": 6.0}
+    sites = settings(data, tmp_path, budgets)
+    wire = Wire(rehearsal_channel(job, sites))
+    result = rehearse(job, sites, tmp_path / "out", wire)
+    supernet = set(Supernet(job.search.space, 1).state_dict())
+    for task, _, facts, _, up, report in wire.sent:
+        if task == "train" and facts["network"] == "supernet":
+            assert up == supernet == set(report["touched"])
+        if task == "propose":
+            assert set(report) == {"architecture"} and not up
+    assert sum(task == "propose" for task, *_ in wire.sent) == 2
+    consensus = read_architecture(result.search.consensus, job.search.space)
+    for each in result.search.sites.values():
+        assert each.measured_bytes <= each.budget_bytes
+        assert consensus.is_subset(read_architecture(each.architecture, job.search.space))
+
+    again = settings(data, tmp_path / "again", budgets)
+    with pytest.raises(Killed):
+        rehearse(job, again, tmp_path / "again" / "out", Ending(rehearsal_channel(job, again), 6))
+    assert rehearse(job, again, tmp_path / "again" / "out").search.consensus == result.search.consensus
+
+
+def test_a_supernet_that_breaks_a_budget_is_refused_with_what_it_takes(more_data, tmp_path, caplog):
+    job = search_job(tmp_path, strategy="gradient")
+    with pytest.raises(FederationError, match="does not fit the site's device"):
+        rehearse(job, settings(more_data, tmp_path), tmp_path / "out")
+    assert "trains all networks at once, which takes" in caplog.text
 
 
 def test_a_budget_that_no_network_fits_names_the_least_one_that_works(data, tmp_path, caplog):

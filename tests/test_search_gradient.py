@@ -1,5 +1,6 @@
 """DiNTS's gradient search, and the scores of untrained networks."""
 
+import io
 import itertools
 import math
 
@@ -49,9 +50,11 @@ def cases(tmp_path_factory):
     return prepare_cases(made, job().data, None)
 
 
-def search(cases, budget_share=0.6, **settings):
+def search(cases, budget_share=0.6, warm_up=0.5):
     budget = budget_share * MEMORY.total(NetworkSampler(MEMORY).largest)
-    return GradientSearch(job(), MEMORY, budget, cases, CPU, "site-1", **settings)
+    chosen = job()
+    chosen = chosen.model_copy(update={"search": chosen.search.model_copy(update={"warm_up_share": warm_up})})
+    return GradientSearch(chosen, MEMORY, budget, cases, CPU, "site-1")
 
 
 def random_logits(chosen, seed):
@@ -141,6 +144,23 @@ def test_weights_learn_first_then_logits_far_enough_to_decide(cases):
     network = engine.decode()
     assert check(network, SPACE) is None
     assert MEMORY.total(network) <= engine.budget
+
+
+def test_what_is_kept_for_a_restart_goes_on_bit_for_bit(cases):
+    whole, ended, again = (search(cases, warm_up=0.0) for _ in range(3))
+    whole.search(1, 3, 2)
+    whole.search(2, 3, 2)
+    ended.search(1, 3, 2)
+    kept = io.BytesIO()
+    torch.save(ended.optimizer_state(), kept)
+    kept.seek(0)
+    again.load(ended.shared_values())
+    again.restore_optimizer(torch.load(kept, weights_only=True))
+    again.search(2, 3, 2)
+    assert torch.equal(again.logits.edges, whole.logits.edges)
+    assert torch.equal(again.logits.operations, whole.logits.operations)
+    values = whole.shared_values()
+    assert all(torch.equal(values[name], value) for name, value in again.shared_values().items())
 
 
 def test_logits_never_travel(cases):

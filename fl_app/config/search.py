@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fl_app.config.base import Fraction, Positive, Settings
+from fl_app.config.base import Fraction, Positive, Settings, mistake
 from fl_app.config.space import SearchSpace
 
 
 class SearchSettings(Settings):
     """An architecture search that comes before the federated training of what it finds."""
 
-    strategy: Literal["none", "sampling", "random"] = Field(
+    strategy: Literal["none", "sampling", "gradient", "random"] = Field(
         "none",
         description="none: no search, all train the network above; sampling: train random paths of the supernet, "
-        "then choose by the sites' validation; random: the same, but choose at random, the control",
+        "then choose by the sites' validation; gradient: train all networks of the space at once, and each site what "
+        "it likes best of them (DiNTS), which takes the memory of the whole supernet; random: as sampling, but choose "
+        "at random, the control",
     )
     space: SearchSpace = Field(default_factory=SearchSpace)
     mode: Literal["consensus", "nested", "free"] = Field(
@@ -28,17 +30,32 @@ class SearchSettings(Settings):
     supernet_steps: Positive = Field(50, description="optimiser steps of each site in such an exchange")
     paths_per_round: Positive = Field(4, description="networks that a site samples in such an exchange")
     upload_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="largest part of the supernet that a site trains, and so sends, in such an exchange"
+        0.5,
+        description="largest part of the supernet that a site trains, and so sends, in an exchange; gradient: all",
+    )
+    warm_up_share: Fraction = Field(
+        0.5, description="gradient: part of the supernet's exchanges before the sites' likings learn, too"
     )
     generations: Annotated[int, Field(ge=0)] = Field(3, description="how often the sites score candidates")
     candidates: Positive = Field(8, description="networks that are scored in a generation")
     rounds: Positive = Field(10, description="exchanges that train the networks that were found")
+    filter: Literal["none", "synflow", "naswot"] = Field(
+        "none",
+        description="drops the worse half of twice as many candidates for a site's own network by a score of untrained "
+        "networks; they say little (see fl_app/search/zero_cost.py)",
+    )
     min_holders: Positive = Field(
         2,
         description="a parameter travels if at least so many sites' networks have it; that of one site alone would be "
         "that site's own update, for all to see",
     )
     least_share: Fraction = Field(0.3, description="smallest sampled network, as a share of the site's budget")
+
+    @model_validator(mode="after")
+    def _proposals_are_scored(self) -> SearchSettings:
+        if self.strategy == "gradient" and not self.generations:
+            raise mistake("generations of 1 or more with strategy gradient: what the sites propose has to be scored")
+        return self
 
     @property
     def wanted(self) -> bool:

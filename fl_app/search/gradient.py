@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,24 @@ class GradientSteps(Steps):
     expected_bytes: float
 
 
+class Mixture(nn.Module):
+    """All networks of a space at once, each as much as the logits like it.
+
+    Args:
+        supernet: the weights.
+        logits: the likings.
+    """
+
+    def __init__(self, supernet: Supernet, logits: Logits) -> None:
+        super().__init__()
+        self.supernet, self.logits = supernet, logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, 1 + organs, x, y, z) for images (batch, 1, x, y, z)."""
+        edges, operations = self.logits.edge_probabilities(), self.logits.operation_probabilities()
+        return self.supernet.forward_mixed(images, edges, operations)
+
+
 class GradientSearch(Trainer):
     """The continuous supernet and its logits at one site; needs memory for all edges and operations at once.
 
@@ -148,7 +167,6 @@ class GradientSearch(Trainer):
         cases: prepared training cases, at least two: even ones train the weights, odd ones the logits.
         device: where to compute.
         stream: name of the random stream, such as the site's name.
-        warm_up: share of the search in which the weights alone learn.
 
     Raises:
         DataError: there are too few cases to halve.
@@ -162,13 +180,13 @@ class GradientSearch(Trainer):
         cases: Sequence[PreparedCase],
         device: torch.device,
         stream: str,
-        warm_up: float = 0.5,
     ) -> None:
         if len(cases) < 2:
             raise DataError("the gradient search needs two training cases or more at each site - use sampling")
-        self.memory, self.budget, self.warm_up = memory, budget, warm_up
+        self.memory, self.budget, self.warm_up = memory, budget, job.search.warm_up_share
         self.logits = Logits(memory.space).to(device)
         self.supernet = Supernet(memory.space, len(job.data.labels), job.seed)
+        self.mixture = Mixture(self.supernet, self.logits)
         super().__init__(job, cases[::2], device, stream, self.supernet)
         self._other_half = PatchSampler(
             cases[1::2], job.data.patch_voxels, job.training.foreground_share, job.training.augmentation
@@ -205,17 +223,31 @@ class GradientSearch(Trainer):
                 expected_bytes=float(self.logits.memory(self.memory)),
             )
 
-    def decode(self, must_contain: Architecture | None = None) -> Architecture:
-        """The site's network: the likeliest in its budget.
+    def decode(self, must_contain: Architecture | None = None, budget: float | None = None) -> Architecture:
+        """The likeliest network in a budget, which is the site's own unless another is told, in bytes.
 
         Raises:
             BudgetError: no network fits; it names the least budget that one fits in.
         """
-        return decode(self.logits.scores(), self.memory, self.budget, must_contain)
+        return decode(self.logits.scores(), self.memory, self.budget if budget is None else budget, must_contain)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What the weights' optimiser remembers, the logits, and what theirs does."""
+        return {
+            "weights": super().optimizer_state(),
+            "logits": self.logits.state_dict(),
+            "logit_optimizer": self._logit_optimizer.state_dict(),
+        }
+
+    def restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Put back what `optimizer_state` gave."""
+        super().restore_optimizer(state["weights"])
+        self.logits.load_state_dict(state["logits"])
+        self._logit_optimizer.load_state_dict(state["logit_optimizer"])
 
     def _predict(self, images: torch.Tensor) -> torch.Tensor:
-        edges, operations = self.logits.edge_probabilities(), self.logits.operation_probabilities()
-        return self.supernet.forward_mixed(images, edges, operations)
+        mixed: torch.Tensor = self.mixture(images)
+        return mixed
 
     def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:
         self.logits.requires_grad_(False)
