@@ -10,7 +10,7 @@ from typing import Any
 from fl_app.config import Job
 from fl_app.errors import FederationError
 from fl_app.messages import MAIN, SEARCHED, SUPERNET, TEST, TestReport, payload_bytes
-from fl_app.model_file import load_model
+from fl_app.model_file import load_model, save_model
 from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.space.supernet import Supernet
 from fl_app.result import SearchResult
@@ -127,7 +127,11 @@ class Workflow:
         derived = self._progress.search.derived
         plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, derived)
         texts = tuple(dict.fromkeys([result.search.consensus or "", *derived.values()]))
-        return self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
+        training = self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
+        # what a site needs that comes later: also what is in no network that was found
+        values, info = load_model(self._models / "searched" / "best.safetensors")
+        save_model(self._models / "searched" / "supernet.safetensors", supernet | values, info)
+        return training
 
     def _train(
         self,

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from clients.joining import join
 from fl_app.config.space import SearchSpace
 from fl_app.config_file import load_job, parse_job
 from fl_app.errors import ConfigError, FederationError
@@ -12,12 +13,12 @@ from fl_app.model_file import load_model
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
-from tests.federation import write_job, write_sites
+from tests.federation import fedspleen, write_job, write_sites
 
 SPACE = {"blocks": 3, "depths": 2, "channels": 4}
 SITES = {"site-1": 0.45, "site-2": 2.0}  # MiB
-MIB = 2**20
 
 
 class Wire:
@@ -92,6 +93,11 @@ def settings(data, folder, budgets=SITES):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=5)
+
+
+@pytest.fixture(scope="module")
+def more_data(tmp_path_factory):
+    return write_sites(tmp_path_factory.mktemp("more_data"), site_1=5, site_2=5)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +186,52 @@ def test_the_saved_network_is_the_searched_one(run):
     assert torch.equal(network(image), supernet(image, network.architecture))
 
 
+def budget_beside(run, share):
+    """A share of what training the consensus takes, in GiB."""
+    job, result, *_ = run
+    consensus = DiscreteNetwork(job.search.space, read_architecture(result.search.consensus, job.search.space), 1)
+    return share * training_memory(consensus, job, torch.device("cpu")) / 2**30
+
+
+def joined_network(run, out, budget):
+    """The network that a site keeps that came later; its values are whole, and it fits."""
+    job, *_ = run
+    values, info = load_model(out / "model.safetensors")
+    network = read_architecture(info.architectures[0], job.search.space)
+    module = DiscreteNetwork(job.search.space, network, 1)
+    assert set(values) == set(module.state_dict())
+    assert training_memory(module, job, torch.device("cpu")) <= budget * 2**30
+    return network
+
+
+def test_a_site_that_comes_later_gets_a_network_in_a_budget_nobody_tried(run, more_data, tmp_path):
+    job, result, _, folder = run
+    budget, out = budget_beside(run, 3.0), tmp_path / "out"
+    data = ["--data", more_data / "site-2"]
+    done = fedspleen("join", folder / "out", *data, "--out", out, "--memory-budget-gib", budget)
+    assert done.returncode == 0, done.stderr
+    assert "searched tuned" in done.stdout and "(kept)" in done.stdout
+    consensus = read_architecture(result.search.consensus, job.search.space)
+    assert consensus.is_subset(joined_network(run, out, budget))
+
+
+def test_a_site_that_comes_later_with_too_little_memory_for_the_consensus_gets_another_network(
+    run, more_data, tmp_path
+):
+    job, result, _, folder = run
+    budget = budget_beside(run, 0.9)
+    settings = SiteSettings(data=more_data / "site-2", output=tmp_path, memory_budget_gib=budget, threads=1)
+    report = join(folder / "out" / "model", "site-3", settings)
+    assert "federated" not in report.models
+    consensus = read_architecture(result.search.consensus, job.search.space)
+    assert not consensus.is_subset(joined_network(run, tmp_path, budget))
+
+
+def test_joining_a_result_without_a_search_says_what_is_missing(more_data, tmp_path):
+    done = fedspleen("join", tmp_path, "--data", more_data / "site-2", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "name the result of a job with a search" in done.stderr
+
+
 def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data, tmp_path):
     job, whole, _, folder = run
     wanted, _ = load_model(folder / "out" / "model" / "searched" / "best.safetensors")
@@ -213,11 +265,6 @@ def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy
     if mode == "consensus":
         assert {each.architecture for each in found.values()} == {result.search.consensus}
     assert (len(result.search.generations) == 0) == (strategy == "random")
-
-
-@pytest.fixture(scope="module")
-def more_data(tmp_path_factory):
-    return write_sites(tmp_path_factory.mktemp("more_data"), site_1=5, site_2=5)
 
 
 def test_a_search_by_gradients_keeps_the_logits_at_home_and_goes_on_after_a_restart(more_data, tmp_path):

@@ -10,6 +10,7 @@ import typer
 from fl_app.cli import audit, client, config, job, kit, server
 from fl_app.cli.dicom import import_dicom
 from fl_app.cli.export import export
+from fl_app.cli.join import join
 from fl_app.cli.networks import networks
 from fl_app.cli.phantom import phantom
 from fl_app.cli.predict import predict
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(predict)
 app.command()(export)
+app.command()(join)
 app.command("import-dicom")(import_dicom)
 app.command()(provision)
 app.command()(report)
