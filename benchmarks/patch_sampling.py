@@ -67,8 +67,7 @@ def main() -> None:
             RandShiftIntensityd("image", 0.1, prob=1.0),
         ]
     )
-    flat = label.flatten()
-    organ, body = sample_centres(torch.nonzero(flat)[:, 0]), sample_centres(torch.nonzero(flat == 0)[:, 0])
+    organ, body = sample_centres(label > 0), sample_centres(label == 0)
     case = PreparedCase("", image, label, torch.eye(4), organ, body, Case("", Path(), None))
     ours = PatchSampler([case], PATCH, 0.5, AugmentationSettings())
     held = sum(np.asarray(item[key]).nbytes for key in ("label_fg_indices", "label_bg_indices"))
