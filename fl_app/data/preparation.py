@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fl_app.config import DataSettings
 from fl_app.data.cases import Case
-from fl_app.data.geometry import Volume
+from fl_app.data.geometry import Volume, spacing_mm
 from fl_app.data.nifti import UnusableFileError, read_nifti
 from fl_app.data.resampling import Grid, around, resample_linearly, resample_to_nearest, spaced
 from fl_app.errors import DataError
@@ -96,11 +96,16 @@ def _prepare(case: Case, settings: DataSettings) -> dict[str, torch.Tensor]:
     voxels, source = _read(case.image)
     # the check has made sure that the label lies where the image does
     organs = _number_organs(_read(case.label)[0], settings)
-    grid = around(voxels > BODY_HU, source, spaced(source, settings.spacing_mm), BODY_MARGIN)
+    wanted = spaced(source, settings.spacing_mm)
+    # a value between two voxels reaches as far as one of them: further out nothing needs to be computed
+    reach = int(np.ceil((spacing_mm(source.affine) / settings.spacing_mm).max()))
+    near = wanted.part(*around(voxels > BODY_HU, source, wanted, BODY_MARGIN + reach))
+    hounsfield = resample_linearly(voxels, source, near)
+    start, stop = around(hounsfield.numpy() > BODY_HU, near, near, BODY_MARGIN)
+    body, grid = tuple(slice(first, last) for first, last in zip(start, stop, strict=True)), near.part(start, stop)
     lower, upper = settings.window_hu
-    image = resample_linearly(voxels, source, grid).sub_(lower).div_(upper - lower).clamp_(0, 1)
+    image = hounsfield[body].sub_(lower).div_(upper - lower).clamp_(0, 1).to(torch.float16)[None].contiguous()
     label = resample_to_nearest(organs, source, grid)[None].contiguous()
-    image = image[None].to(torch.float16).contiguous()
     return {
         "image": image,
         "label": label,

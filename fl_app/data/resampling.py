@@ -40,26 +40,26 @@ def spaced(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     return Grid(shape, np.asarray(promised.peek_pending_affine(), np.float64))
 
 
-def around(mask: NDArray[np.bool_], source: Grid, wanted: Grid, margin: int) -> Grid:
-    """The part of a grid that holds all voxels of a mask on another grid, and a margin; all of it for an empty mask.
+def around(mask: NDArray[np.bool_], source: Grid, wanted: Grid, margin: int) -> tuple[list[int], list[int]]:
+    """The first voxel of a box that holds a mask, and the one after its last; all of the grid for an empty mask.
 
     Args:
         mask: (x, y, z) on the grid ``source``.
         source: where the mask's voxels lie.
-        wanted: the grid to cut.
-        margin: voxels that stay on each side, as far as there are any.
+        wanted: the grid that the box is of.
+        margin: voxels that the box is larger on each side, as far as there are any.
     """
     order, planes = _in_memory_order(mask)
     across = np.any(planes, axis=0)
     filled = [np.flatnonzero(np.any(held, axis=axis)) for held, axis in ((planes, (1, 2)), (across, 1), (across, 0))]
     if not len(filled[0]):
-        return wanted
+        return [0, 0, 0], list(wanted.shape)
     ends = [(filled[order.index(axis)][0], filled[order.index(axis)][-1]) for axis in range(3)]
     corners = np.array(np.meshgrid(*ends, (1,))).reshape(4, -1)
     reached = (np.linalg.solve(wanted.affine, source.affine) @ corners)[:3].round(3)
     start = np.maximum(np.floor(reached.min(axis=1)).astype(int) - margin, 0)
     stop = np.minimum(np.ceil(reached.max(axis=1)).astype(int) + 1 + margin, wanted.shape)
-    return wanted.part(start.tolist(), stop.tolist())
+    return start.tolist(), stop.tolist()
 
 
 def resample_linearly(volume: Volume, source: Grid, wanted: Grid) -> torch.Tensor:
