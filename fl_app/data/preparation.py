@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import monai
+import nibabel
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import (
-    Compose,
-    CropForegroundd,
-    EnsureChannelFirstd,
-    LoadImaged,
-    Orientationd,
-    ScaleIntensityRanged,
-    Spacingd,
-)
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fl_app.config import DataSettings
 from fl_app.data.cases import Case
+from fl_app.data.geometry import Volume, spacing_mm
+from fl_app.data.nifti import UnusableFileError, read_nifti
+from fl_app.data.resampling import Grid, around, resample_linearly, resample_to_nearest, spaced
+from fl_app.errors import DataError
 from fl_app.files import replacing
 
 BODY_HU = -700  # what is denser is body; the air around it is cut off: nothing to learn there, and windows to skip
 BODY_MARGIN = 2  # voxels of air that stay
-# MONAI tells of a GPU's DICOM decoder that it has not found, each time it reads a NIfTI file
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
-_FORMAT = 1  # raise when what is stored for a case changes
+_FORMAT = 2  # raise when what is stored for a case changes
 _CENTRES = 100_000  # stored patch centres of a kind and case: enough to be as good as all of them
 
 
@@ -68,22 +62,16 @@ def prepare_cases(cases: Sequence[Case], settings: DataSettings, cache: Path | N
 
 def load_label(path: Path, settings: DataSettings) -> MetaTensor:
     """A case's label on its own grid in RAS: (1, x, y, z), organs numbered from 1, with its affine."""
-    loaded = Compose(
-        [
-            LoadImaged("label", reader="NibabelReader"),
-            EnsureChannelFirstd("label"),
-            Orientationd("label", "RAS", labels=None),
-        ]
-    )({"label": str(path)})["label"]
-    return _number_organs(loaded, settings)
+    voxels, grid = _read(path)
+    return MetaTensor(torch.from_numpy(_number_organs(voxels, settings))[None], affine=torch.from_numpy(grid.affine))
 
 
-def sample_centres(indices: torch.Tensor) -> torch.Tensor:
-    """At most 100,000 of some flat voxel indices, as int32: all of them would take more memory than the image."""
+def sample_centres(wanted: torch.Tensor) -> torch.Tensor:
+    """At most 100,000 flat indices, int32, of the voxels wanted: all of them would take more memory than the image."""
+    indices = np.flatnonzero(wanted.numpy())
     if len(indices) > _CENTRES:
-        chosen = np.random.default_rng(0).choice(len(indices), _CENTRES, replace=False)
-        indices = indices[torch.from_numpy(np.sort(chosen))]
-    return indices.to(torch.int32).contiguous()
+        indices = indices[np.sort(np.random.default_rng(0).choice(len(indices), _CENTRES, replace=False))]
+    return torch.from_numpy(indices.astype(np.int32))
 
 
 def _prepare_cached(case: Case, settings: DataSettings, cache: Path | None) -> PreparedCase:
@@ -104,41 +92,47 @@ def _prepared(case: Case, tensors: dict[str, torch.Tensor]) -> PreparedCase:
 
 
 def _prepare(case: Case, settings: DataSettings) -> dict[str, torch.Tensor]:
+    assert case.label is not None  # a case without a label does not pass the data check
+    voxels, source = _read(case.image)
+    # the check has made sure that the label lies where the image does
+    organs = _number_organs(_read(case.label)[0], settings)
+    wanted = spaced(source, settings.spacing_mm)
+    # a value between two voxels reaches as far as one of them: further out nothing needs to be computed
+    reach = int(np.ceil((spacing_mm(source.affine) / settings.spacing_mm).max()))
+    near = wanted.part(*around(voxels > BODY_HU, source, wanted, BODY_MARGIN + reach))
+    hounsfield = resample_linearly(voxels, source, near)
+    start, stop = around(hounsfield.numpy() > BODY_HU, near, near, BODY_MARGIN)
+    body, grid = tuple(slice(first, last) for first, last in zip(start, stop, strict=True)), near.part(start, stop)
     lower, upper = settings.window_hu
-    both = ("image", "label")
-    loaded = Compose(
-        [
-            LoadImaged(both, reader="NibabelReader"),
-            EnsureChannelFirstd(both),
-            Orientationd(both, "RAS", labels=None),
-            Spacingd(both, pixdim=settings.spacing_mm, mode=("bilinear", "nearest")),
-            CropForegroundd(
-                both,
-                source_key="image",
-                select_fn=lambda image: image > BODY_HU,
-                margin=BODY_MARGIN,
-                allow_smaller=True,
-            ),
-            ScaleIntensityRanged("image", a_min=lower, a_max=upper, b_min=0.0, b_max=1.0, clip=True),
-        ]
-    )({"image": str(case.image), "label": str(case.label)})
-    image, label = loaded["image"], _number_organs(loaded["label"], settings)
-    flat_label = label.as_tensor().flatten()
-    inside = (image.as_tensor().flatten() > 0) & (flat_label == 0)
+    image = hounsfield[body].sub_(lower).div_(upper - lower).clamp_(0, 1).to(torch.float16)[None].contiguous()
+    label = resample_to_nearest(organs, source, grid)[None].contiguous()
     return {
-        "image": image.as_tensor().to(torch.float16).contiguous(),
-        "label": label.as_tensor().contiguous(),
-        "affine": image.affine.to(torch.float64).contiguous(),
-        "organ_centres": sample_centres(torch.nonzero(flat_label)[:, 0]),
-        "body_centres": sample_centres(torch.nonzero(inside)[:, 0]),
+        "image": image,
+        "label": label,
+        "affine": torch.from_numpy(grid.affine),
+        "organ_centres": sample_centres(label > 0),
+        "body_centres": sample_centres((image > 0) & (label == 0)),
     }
 
 
-def _number_organs(label: MetaTensor, settings: DataSettings) -> MetaTensor:
+def _read(path: Path) -> tuple[Volume, Grid]:
+    """A file's voxels (x, y, z) turned to RAS, and their grid."""
+    try:
+        stored = read_nifti(path, path.name)
+    except UnusableFileError as unusable:
+        raise DataError(f"{path}: {unusable.finding.problem} {unusable.finding.remedy}") from None
+    turn = nibabel.io_orientation(stored.affine)
+    voxels = nibabel.apply_orientation(stored.voxels, turn)
+    affine = stored.affine @ nibabel.orientations.inv_ornt_aff(turn, stored.voxels.shape)
+    return voxels, Grid(voxels.shape, affine)
+
+
+def _number_organs(label: Volume, settings: DataSettings) -> NDArray[np.uint8]:
     """Organs become 1, 2, ... in the order of the job; every other value becomes background."""
-    numbered = torch.zeros_like(label, dtype=torch.uint8)
+    whole = np.rint(label) if label.dtype.kind == "f" else label  # rescaling in the header leaves 0.99999
+    numbered = np.zeros_like(label, np.uint8)
     for number, value in enumerate(settings.labels.values(), start=1):
-        numbered[label == value] = number
+        np.copyto(numbered, number, where=whole == value)
     return numbered
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from fl_app.config import AugmentationSettings
 from fl_app.data.preparation import PreparedCase
@@ -36,10 +35,14 @@ class PatchSampler:
 
     def draw(self, batch_size: int, chance: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (batch, 1, x, y, z) float32 and labels (batch, 1, x, y, z) uint8."""
-        images, labels = zip(*(self._patch(chance) for _ in range(batch_size)), strict=True)
-        return torch.stack(images), torch.stack(labels)
+        images = torch.empty(batch_size, 1, *self.patch)
+        labels = torch.empty(batch_size, 1, *self.patch, dtype=torch.uint8)
+        for image, label in zip(images, labels, strict=True):
+            self._fill(image, label, chance)
+        return images, labels
 
-    def _patch(self, chance: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fill(self, image: torch.Tensor, label: torch.Tensor, chance: np.random.Generator) -> None:
+        """Write one patch to where it is wanted: a batch is not put together a second time."""
         case = self.cases[chance.integers(len(self.cases))]
         wanted = case.organ_centres if chance.random() < self.foreground_share else case.body_centres
         # a case without the organ, or filled by it, still gives patches
@@ -52,29 +55,26 @@ class PatchSampler:
             for middle, size, whole in zip(centre, self.patch, shape, strict=True)
         ]
         window = tuple(slice(start, start + size) for start, size in zip(corner, self.patch, strict=True))
-        image = _padded(case.image[(slice(None), *window)].to(torch.float32, copy=True), self.patch)
-        label = _padded(case.label[(slice(None), *window)], self.patch)
-        return self._augmented(image, label, chance)
+        _copy_padded(case.image[(slice(None), *window)], image)
+        _copy_padded(case.label[(slice(None), *window)], label)
+        self._augment(image, label, chance)
 
-    def _augmented(
-        self, image: torch.Tensor, label: torch.Tensor, chance: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _augment(self, image: torch.Tensor, label: torch.Tensor, chance: np.random.Generator) -> None:
         change = self.augmentation
         axes = [axis + 1 for axis, share in enumerate(change.flip_probability) if chance.random() < share]
         if axes:
-            image, label = image.flip(axes), label.flip(axes)
-        if change.intensity_scale:
-            image.mul_(1 + chance.uniform(-change.intensity_scale, change.intensity_scale))
-        if change.intensity_shift:
-            image.add_(chance.uniform(-change.intensity_shift, change.intensity_shift))
+            image.copy_(image.flip(axes))
+            label.copy_(label.flip(axes))
+        if change.intensity_scale or change.intensity_shift:
+            factor = 1 + chance.uniform(-change.intensity_scale, change.intensity_scale)
+            shift = chance.uniform(-change.intensity_shift, change.intensity_shift)
+            torch.add(torch.tensor(shift, dtype=image.dtype), image, alpha=factor, out=image)  # in one go
         if change.noise:
             image.add_(torch.from_numpy(chance.standard_normal(image.shape, np.float32)), alpha=change.noise)
-        return image, label
 
 
-def _padded(volume: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
-    """Pad (1, x, y, z) with zeros (air, background) at the far ends up to ``size``."""
-    missing = [wanted - held for wanted, held in zip(size, volume.shape[1:], strict=True)]
-    if not any(missing):
-        return volume
-    return functional.pad(volume, [0, missing[2], 0, missing[1], 0, missing[0]])
+def _copy_padded(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy (1, x, y, z) into a target that may be larger: zeros (air, background) fill its far ends."""
+    if source.shape != target.shape:
+        target.zero_()
+    target[tuple(slice(size) for size in source.shape)].copy_(source)
