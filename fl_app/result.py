@@ -198,6 +198,7 @@ class Result(Part):
     sites: dict[str, Site] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict, description="site: why it takes no part")
     initial_dice: float | None = Field(None, description="mean validation Dice of the untrained network")
+    initial_metrics: dict[str, float | None] = Field(default_factory=dict, description="all its validation metrics")
     rounds: list[Round] = Field(default_factory=list)
     restarts: list[Restart] = Field(default_factory=list)
     returns: list[Return] = Field(default_factory=list)
@@ -225,38 +226,6 @@ def read_result(path: Path) -> Result:
         raise DataError(f"{path}: there is no such result") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise DataError(f"{path}: not a result of fedspleen: {str(error).splitlines()[0]}") from None
-
-
-def find_caveats(result: Result) -> list[str]:
-    """What must be known before a finished run's numbers are believed; empty if there is nothing."""
-    found = []
-    if result.config["data"]["reuse_cases"]:
-        found.append(
-            "all sites trained, validated and tested on the same cases: the Dice says nothing of other patients"
-        )
-    if result.refused:
-        found.append(f"without {', '.join(sorted(result.refused))}, which could take no part")
-    short = [done.number for done in result.rounds if done.left_out]
-    if short:
-        found.append(f"{len(short)} of {len(result.rounds)} rounds went without some site, first round {short[0]}")
-    lost = {site for restart in result.restarts for site in restart.lost_state}
-    lost |= {each.site for each in result.returns if each.restored is False}
-    if lost:
-        found.append(
-            f"{', '.join(sorted(lost))} went on without its own state (optimiser, local layers), which was lost"
-        )
-    best = result.final.best_value if result.final else None
-    if best is not None and best <= (result.initial_dice or 0):
-        found.append("the best model is no better than the untrained network: nothing was learned")
-    if result.final and result.final.left_out:
-        found.append(f"the model was not tested at {', '.join(sorted(result.final.left_out))}")
-    return found
-
-
-def falls_short(result: Result) -> bool:
-    """Whether a finished run is not what was asked for: sites are missing at its end."""
-    untested = bool(result.final and result.final.left_out) or bool(result.personal and result.personal.left_out)
-    return bool(result.refused) or untested
 
 
 def software_versions() -> dict[str, str]:

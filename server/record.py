@@ -17,12 +17,12 @@ from fl_app.result import (
     Round,
     Site,
     SiteRound,
-    find_caveats,
     site_scores,
     software_versions,
     weighted_mean,
     write_result,
 )
+from fl_app.verdict import find_caveats
 
 
 class Record:
@@ -165,7 +165,7 @@ class RoundLog:
         means = {name: weighted_mean((v.metrics.get(name), v.cases) for v in scores.values()) for name in names}
         if number == 0:
             if self._rounds is self._record.result.rounds:
-                self._record.result.initial_dice = means.get("val_dice")
+                self._record.result.initial_metrics, self._record.result.initial_dice = means, means.get("val_dice")
         else:
             measured = self._rounds[number - 1]
             measured.metrics, measured.dice = means, means.get("val_dice")

@@ -148,15 +148,14 @@ class Workflow:
             self._progress.save()
         if not plan.partial:
             training.validate()
+            if training.standing.best is None:
+                raise FederationError(
+                    f"no site reported {self._job.federation.best_metric}, so there is no best model - "
+                    "the organ must be in some validation case; the last model is saved"
+                )
         return training
 
     def _test(self, training: Training) -> None:
-        best = training.standing.best
-        if best is None:
-            raise FederationError(
-                f"no site reported {self._job.federation.best_metric}, so there is no best model - "
-                "the organ must be in some validation case; the last model is saved"
-            )
         values, info = load_model(self._models / "best.safetensors")
         reports: dict[str, TestReport] = {}
 
@@ -172,5 +171,5 @@ class Workflow:
         payload = Payload({name: values[name] for name in exchanged}, {"network": MAIN, "round": info.round})
         payloads = dict.fromkeys(training.plan.held, payload)
         exchange = self._sites.ask(TEST, payloads, answer)
-        self.record.tested(info.round, best[1], reports, exchange.left_out)
+        self.record.tested(info.round, info.metric[1] if info.metric else None, reports, exchange.left_out)
         self._sites.require_quorum(exchange, "when the best model was tested")

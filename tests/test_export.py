@@ -18,7 +18,8 @@ from fl_app.export import network as network_module
 from fl_app.export.card import pseudonyms, write_card
 from fl_app.export.network import load_network
 from fl_app.model_file import ModelInfo, load_model
-from fl_app.result import Final, Result, Site, SiteScores, find_caveats, write_result
+from fl_app.result import Final, Result, Site, SiteScores, write_result
+from fl_app.verdict import find_caveats
 from tests.test_predict import JOB, run, write_model, write_scan
 
 NETWORKS = [("unet", "instance"), ("unet", "batch"), ("segresnet", "group")]

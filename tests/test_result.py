@@ -18,7 +18,6 @@ from fl_app.result import (
     Site,
     SiteRound,
     SiteScores,
-    falls_short,
     read_result,
     site_scores,
     software_versions,
@@ -247,28 +246,3 @@ def test_test_scores_of_a_site_without_any_organ_are_unknown():
     nothing = {"spleen": spread(None, cases=0)}
     scores = site_scores(TestReport(dice=nothing, surface_dice=nothing, seconds=1))
     assert (scores.cases, scores.dice, scores.surface_dice) == (0, None, None)
-
-
-def final(best, left_out=None):
-    return Final(
-        round=1,
-        best_metric="val_dice",
-        best_value=best,
-        mean_dice=0.5,
-        mean_dice_over_sites=0.5,
-        mean_surface_dice=0.5,
-        sites={},
-        left_out=left_out or {},
-    )
-
-
-@pytest.mark.parametrize(
-    ("short", "more"),
-    [
-        (False, {"final": final(0.8), "initial_dice": 0.1}),
-        (True, {"final": final(0.8, {"north": "it did not answer"}), "initial_dice": 0.1}),
-        (True, {"final": final(0.8), "initial_dice": 0.1, "refused": {"north": "its data cannot be used"}}),
-    ],
-)
-def test_a_run_without_some_site_at_its_end_falls_short(short, more):
-    assert falls_short(result(**more)) is short

@@ -114,7 +114,7 @@ def consortium(tmp_path_factory):
     data = write_sites(folder / "data", site_1=7, site_2=6)
     for site in SITES:
         write_site(kits / site / "site.yaml", SiteSettings(data=data / site, threads=1, device="cpu"))
-    write_job(folder / "job.yaml", training={"steps_per_round": 10}, federation={"rounds": 2})
+    write_job(folder / "job.yaml", federation={"rounds": 2})
     for path in sorted(data.rglob("*"), reverse=True):
         path.chmod(0o555 if path.is_dir() else 0o444)
     started = {"server": Running("server", "start", kits / "server", cwd=folder)}

@@ -66,7 +66,7 @@ def options(
 
 
 def main() -> None:
-    """Run a command; exit with 0, 1 (failed work), 2 (wrong use) or 128 + signal (ended)."""
+    """Run a command; exit with 0, 1 (failed work), 2 (wrong use), 3 (not what was asked for) or 128 + signal."""
     raise_on_signals()
     try:
         app()

@@ -29,7 +29,7 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
     """
     from fl_app.reports.page import write_report
     from fl_app.reports.tables import table_of_models, table_of_personal, table_of_tests
-    from fl_app.result import falls_short
+    from fl_app.verdict import shortfalls
 
     if result.final:
         console.print(table_of_tests(result))
@@ -41,5 +41,5 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
     console.print(f"report: {write_report(out)}", soft_wrap=True)
-    if falls_short(result):
+    if shortfalls(result):
         raise typer.Exit(3)
