@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class SiteSearch:
         device: where to compute.
         state: folder for what a restart needs; none: nothing is kept.
         round_number: the supernet's last finished round.
+        after_step: called after each optimiser step of the supernet; what it raises ends the task.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class SiteSearch:
         device: torch.device,
         state: Path | None,
         round_number: int,
+        after_step: Callable[[], None],
     ) -> None:
         self._job = job
         self._space = job.search.space
@@ -64,6 +66,7 @@ class SiteSearch:
         wanted = settings.memory_budget_gib
         self._budget = int(wanted * _GIB) if wanted else free_memory(device)
         self._trainer = SupernetTrainer(job, self._space, data.training, device, f"{site} supernet")
+        self._trainer.after_step = after_step
         self._state = SiteState(state)
         self._state.restore(self._trainer, round_number)
         # what the best network is chosen on

@@ -188,6 +188,13 @@ class SiteWork:
         if self._found is None:
             state = self._state / SUPERNET if self._state else None
             self._found = SiteSearch(
-                self._job, self._site, self._settings, self._data, self._device, state, self._rounds.get(SUPERNET, 0)
+                self._job,
+                self._site,
+                self._settings,
+                self._data,
+                self._device,
+                state,
+                self._rounds.get(SUPERNET, 0),
+                self._after_step,
             )
         return self._found

@@ -120,6 +120,16 @@ def test_tensorboard_shows_the_numbers_of_the_result(run):
     assert [event.step for event in events.Tensors("loss/site-2")] == [1, 2, 3]
 
 
+def test_the_python_of_the_documentation_reads_result_and_model(run):
+    page = (ROOT / "docs" / "result.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    known = {}
+    for block in blocks:
+        exec(re.sub(r"results/[\w-]+(?=/)", str(run[0] / "out"), block), known)
+    assert known["result"].final.mean_dice is not None and known["info"].round == known["result"].final.round
+
+
 def test_baselines_have_the_same_budget_and_the_same_test_cases(run):
     result = read_result(run[0] / "out" / "result.json")
     assert set(result.baselines) == {"local-site-1", "local-site-2", "centralised"}

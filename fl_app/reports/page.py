@@ -72,11 +72,14 @@ def _drawings(result: Result) -> list[Drawing]:
     if result.search is None or result.search.consensus is None:
         return []
     space = SearchSpace.model_validate(result.config["search"]["space"])
-    takers: dict[str, list[str]] = {result.search.consensus: ["all sites in common"]}
+    takers: dict[str, list[str]] = {result.search.consensus: []}
     for site in sorted(result.search.sites, key=words.by_name):
         if result.search.sites[site].architecture:
             takers.setdefault(result.search.sites[site].architecture, []).append(site)
-    return [Drawing(words.listed(who), draw(read_architecture(text, space), space)) for text, who in takers.items()]
+    return [
+        Drawing(words.listed(who) or "all sites in common", draw(read_architecture(text, space), space))
+        for text, who in takers.items()
+    ]
 
 
 def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages: set[str] | None = None) -> str:
