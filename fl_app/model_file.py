@@ -38,6 +38,11 @@ class ModelInfo:
     versions: Mapping[str, str]
     architectures: tuple[str, ...] = ()
 
+    @property
+    def network(self) -> str:
+        """What kind of network it is."""
+        return "found by architecture search" if self.architectures else self.job.network.name
+
 
 def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
     """Write a model; a kill at any instant leaves the old file or the new one."""

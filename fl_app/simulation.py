@@ -24,6 +24,7 @@ from fl_app.errors import ConfigError, DataError, FederationError, UsageError
 from fl_app.processes import running
 from fl_app.result import RESULT_VARIABLE, Baseline, Result, read_result, write_result
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, write_site
+from fl_app.under_way import UNDER_WAY, UnderWay, read_under_way
 
 DEFAULT_SITES = 3
 _POLL_SECONDS = 0.2
@@ -61,13 +62,13 @@ class Events:
     Attributes:
         say: one line of news.
         warn: findings of the data check that are no errors, by site.
-        progress: the result as it grows.
+        progress: the result as it grows, and what the sites are doing.
         baseline: the baselines' names and how many are done.
     """
 
     say: Callable[[str], None]
     warn: Callable[[str, list[Finding]], None]
-    progress: Callable[[Result], None]
+    progress: Callable[[Result, UnderWay], None]
     baseline: Callable[[str], None]
 
 
@@ -224,14 +225,15 @@ def _federate(out: Path, sites: list[str], environment: dict[str, str], events: 
 
 def _follow(process: subprocess.Popen[bytes], growing: Path, events: Events) -> None:
     """Report progress until the run has ended: by its own word, or because the process is gone."""
-    seen = 0
+    seen, told = 0, UnderWay()
     while True:
         ended = process.poll() is not None
         changed = growing.stat().st_mtime_ns if growing.exists() else 0
-        if changed != seen:
-            seen = changed
+        under_way = read_under_way(growing.with_name(UNDER_WAY))
+        if changed and (changed, under_way) != (seen, told):
+            seen, told = changed, under_way
             result = read_result(growing)
-            events.progress(result)
+            events.progress(result, under_way)
             # the simulator takes seconds to take itself down; there is nothing in them to wait for
             ended = ended or result.status != "running"
         if ended:

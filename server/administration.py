@@ -27,6 +27,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from fl_app.errors import FederationError
 from fl_app.messages import PROGRESS
 from fl_app.result import Result
+from fl_app.under_way import UnderWay, parse_under_way
 
 _PATIENCE_SECONDS = 10.0
 _RESTART_SECONDS = 60.0  # how long a server may be away while a job is followed
@@ -85,16 +86,16 @@ class Administration:
         """All jobs that the server remembers, the latest first."""
         return [_state(meta) for meta in self._session.list_jobs(detailed=True, reverse=True)]
 
-    def progress(self, job_id: str) -> Result | None:
-        """The growing result of a running job; none while it has none, or when it has just ended."""
+    def progress(self, job_id: str) -> tuple[Result, UnderWay] | None:
+        """The growing result of a running job and what its sites do; none while it has none, or has just ended."""
         try:
             told = self._ask(lambda session: session.show_stats(job_id, "server")).get("server")
         except (JobNotFound, JobNotRunning, InternalError):
             # between two states: the job's process is starting or has just ended
             return None
         try:
-            text = told[PROGRESS]["result"] if isinstance(told, dict) else None
-            return Result.model_validate_json(text) if text else None
+            told = told[PROGRESS]
+            return Result.model_validate_json(told["result"]), parse_under_way(str(told.get("under_way", "")))
         except (KeyError, TypeError, ValueError):
             return None
 

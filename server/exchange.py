@@ -116,6 +116,12 @@ class Exchange:
             self._longest_gap[site] = max(self._longest_gap.get(site, 0.0), gap)
         self._heard[site], self._steps[site] = now, steps
 
+    @property
+    def steps(self) -> dict[str, int]:
+        """Optimiser steps of each site that works, as it has told them."""
+        heard = self._steps.copy()
+        return {site: heard[site] for site in self.waiting() if site in heard and not self.is_silent(site)}
+
     def missing(self, site: str) -> None:
         """A site is not connected."""
         self._heard.setdefault(site, -math.inf)

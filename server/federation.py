@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from fl_app.config import Job
 from fl_app.errors import UserError
 from fl_app.messages import PROGRESS, SIGN_TOPIC, SITE_TOPIC
 from fl_app.result import RESULT_VARIABLE
+from fl_app.under_way import UNDER_WAY, write_under_way
 from server.flare_channel import FlareChannel
 from server.workflow import Workflow
+
+_TELL_SECONDS = 1.0
 
 
 class Federation(Controller):
@@ -36,6 +40,7 @@ class Federation(Controller):
         self._folder: Path | None = None
         self._channel: FlareChannel | None = None
         self._workflow: Workflow | None = None
+        self._told = 0.0
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Find where to write; listen to the sites' signs of life, and to the server's job runner."""
@@ -55,7 +60,8 @@ class Federation(Controller):
             path = self._folder / "result.json"
             # from the file: it is whole at any time, the object may just be changing
             if collector and path.exists():
-                collector.set_info(PROGRESS, {"result": path.read_text()})
+                under_way = self._channel.under_way().model_dump_json() if self._channel else ""
+                collector.set_info(PROGRESS, {"result": path.read_text(), "under_way": under_way})
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the whole job; a failure is written down before FLARE is told."""
@@ -72,13 +78,22 @@ class Federation(Controller):
             raise
         finally:
             self._workflow = None
+            (self._folder / UNDER_WAY).unlink(missing_ok=True)
 
     def _heard(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         """A site's sign of life."""
         peer = fl_ctx.get_peer_context()
         if peer and self._channel:
             self._channel.heard(str(peer.get_identity_name()), int(request.get("steps", 0)))
+            self._tell()
         return make_reply(ReturnCode.OK)
+
+    def _tell(self) -> None:
+        """Write down what the sites are doing, once a second at most; the simulator's terminal shows it."""
+        now = time.monotonic()
+        if self._folder and self._channel and self._workflow and now - self._told >= _TELL_SECONDS:
+            self._told = now
+            write_under_way(self._folder / UNDER_WAY, self._channel.under_way())
 
     def _about_site(self, topic: str, data: dict[str, Any], fl_ctx: FLContext) -> dict[str, Any]:
         """The job runner asks whether a site that has the job no more shall get it again, and tells when it has."""

@@ -16,6 +16,7 @@ from nvflare.apis.signal import Signal
 
 from fl_app.errors import FederationError
 from fl_app.messages import BELL_TOPIC, SiteFailure
+from fl_app.under_way import UnderWay
 from server.channel import Answer, Payload
 from server.exchange import Exchange
 
@@ -35,11 +36,13 @@ class FlareChannel:
         self._controller, self._context, self._abort = controller, context, abort
         self._news = threading.Event()
         self._exchange: Exchange | None = None
+        self._about = ("", "")  # the task, and which network it is about
         self._gone: set[str] = set()  # silent since an earlier exchange: not waited for anew in each
 
     def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
         """See `Channel`. Sites that are not connected get the task when they are."""
         self._exchange = exchange
+        self._about = (task, next((str(each.facts.get("network", "")) for each in payloads.values()), ""))
         missing = set(payloads)
         tasks: list[Task] = []
         while not exchange.is_over():
@@ -63,6 +66,11 @@ class FlareChannel:
         self._gone.discard(site)
         if self._exchange:
             self._exchange.heard(site, steps)
+
+    def under_way(self) -> UnderWay:
+        """What the sites are doing."""
+        task, network = self._about
+        return UnderWay(task=task, network=network, steps=self._exchange.steps if self._exchange else {})
 
     def _send_each(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> list[Task]:
         together: dict[int, list[str]] = defaultdict(list)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fl_app.config import Job
+from fl_app.curves import CURVES, Curves
 from fl_app.messages import SiteReady, TestReport, TrainReport, Validation
 from fl_app.result import (
     Final,
@@ -26,7 +27,7 @@ from fl_app.verdict import find_caveats
 
 
 class Record:
-    """The result of a run under way.
+    """The result of a run under way, and its curves for TensorBoard, whoever follows it or not.
 
     Args:
         path: where ``result.json`` goes.
@@ -37,6 +38,7 @@ class Record:
         self.path = path
         self._job = job
         self._started = time.monotonic()
+        self._curves = Curves(path.parent / CURVES)
         self.result = Result(
             name=job.name,
             seed=job.seed,
@@ -50,6 +52,7 @@ class Record:
         """Go on with the result of a server that was ended, as its last checkpoint has it."""
         self._started = time.monotonic() - earlier.seconds
         self.result = earlier
+        self._curves.skip(earlier)
         self.result.restarts.append(Restart(after_round=len(earlier.rounds), damaged=damaged))
         self.save()
 
@@ -62,6 +65,7 @@ class Record:
         """Write the file."""
         self.result.seconds = round(time.monotonic() - self._started, 3)
         write_result(self.path, self.result)
+        self._curves.update(self.result)
 
     def site_ready(self, site: str, ready: SiteReady) -> None:
         """A site has checked and prepared its data."""
@@ -105,11 +109,13 @@ class Record:
         self.result.status = "finished"
         self.result.caveats = find_caveats(self.result)
         self.save()
+        self._curves.close()
 
     def failed(self, error: str) -> None:
         """The run ended early."""
         self.result.status, self.result.error = "failed", error
         self.save()
+        self._curves.close()
 
 
 class RoundLog:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -13,16 +14,21 @@ import torch
 
 from fl_app.cli.export import export
 from fl_app.config_file import parse_job
-from fl_app.errors import DataError, UsageError
+from fl_app.errors import DataError, TrainingError, UsageError
 from fl_app.export import network as network_module
-from fl_app.export.card import pseudonyms, write_card
-from fl_app.export.network import load_network
-from fl_app.model_file import ModelInfo, load_model
+from fl_app.export.card import metrics, pseudonyms, write_card
+from fl_app.export.network import load_network, write_onnx
+from fl_app.model_file import ModelInfo, load_model, save_model
 from fl_app.result import Final, Result, Site, SiteScores, write_result
+from fl_app.training.trainer import ready_network
 from fl_app.verdict import find_caveats
 from tests.test_predict import JOB, run, write_model, write_scan
 
 NETWORKS = [("unet", "instance"), ("unet", "batch"), ("segresnet", "group")]
+EVERY = [
+    ("unet", (32, 32, 16)), ("segresnet", (32, 32, 16)), ("dynunet", (32, 32, 16)), ("vnet", (32, 32, 16)),
+    ("ahnet", (64, 64, 32)), ("unetr", (32, 32, 16)), ("swinunetr", (64, 64, 32)), ("dints", (32, 32, 16)),
+]  # fmt: skip
 WIDE = JOB.replace("[4, 8]", "[8, 16]")  # groups of SegResNet need 8 filters
 
 
@@ -82,6 +88,35 @@ def test_onnx_gives_the_same_mask_in_onnxruntime_for_any_number_of_patches(tmp_p
         (logits,) = session.run(["logits"], {"image": patches[:count].numpy()})
         assert np.abs(logits - expected[:count].numpy()).max() < 1e-3
         assert (logits.argmax(1) == expected[:count].argmax(1).numpy()).mean() > 0.9999
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("format", ["torchscript", "onnx", "monai-bundle"])
+@pytest.mark.parametrize(("name", "patch"), EVERY)
+def test_every_network_can_be_exported(tmp_path, name, patch, format):
+    """What is written is compared with the model; more than 0.001 of the largest logit would be an error."""
+    size = "" if name in ("unet", "segresnet", "vnet") else ", size: small"
+    job = parse_job(f"data: {{patch_voxels: {list(patch)}}}\nnetwork: {{name: {name}{size}}}\n")
+    weights = ready_network(job, torch.device("cpu")).state_dict()
+    save_model(tmp_path / "m", weights, ModelInfo(job, 1, None, {}))
+    export(tmp_path / "m", format, tmp_path / "out")
+    assert f"network ({name})" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_network_that_torch_cannot_write_is_refused_in_one_sentence(tmp_path, capfd):
+    class Choosy(torch.nn.Module):
+        def forward(self, image):
+            return image if image.sum() > 0 else -image
+
+    pytest.importorskip("onnxruntime")
+    network = replace(load_network(write_model(tmp_path / "m")), module=Choosy())
+    with pytest.raises(
+        TrainingError, match=r"cannot write this network \(unet\) as ONNX; --format torchscript and"
+    ) as e:
+        write_onnx(network, tmp_path / "model.onnx")
+    assert len(str(e.value).splitlines()) == 1 and "\x1b" not in str(e.value)
+    assert capfd.readouterr() == ("", "") and not (tmp_path / "model.onnx").exists()
 
 
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
@@ -227,7 +262,7 @@ def make_result(**changes):
     }  # fmt: skip
     scores = SiteScores(cases=3, dice=0.9, dice_std=0.01, surface_dice=0.8)
     final = Final(
-        round=3, best_metric="val_dice", best_value=0.8, mean_dice=0.912, mean_dice_over_sites=0.9,
+        round=1, best_metric="val_dice", best_value=0.8, mean_dice=0.912, mean_dice_over_sites=0.9,
         mean_surface_dice=0.8, sites=dict.fromkeys(sites, scores), left_out={"klinikum": "no answer"},
     )  # fmt: skip
     result = Result(
@@ -257,6 +292,25 @@ def test_the_card_says_what_it_does_not_know():
     card = write_card(info, None, {"model.ts": "the network"})
     assert "made without the run's result" in card and "not recorded here" in card
     assert "Chosen after round 4 by val_dice 0.875" in card
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen", "after", "tested"),
+    [
+        ((), ("val_dice", 0.8), 1, True),
+        ((), None, 1, True),
+        ((), ("val_dice", 0.7), 1, False),
+        ((), ("val_dice", 0.8), 2, False),
+        (("{}",), ("val_dice", 0.8), 1, False),
+    ],
+)
+def test_the_card_has_the_scores_of_the_tested_model_only(found, chosen, after, tested):
+    job, _ = load_model_info()
+    info = ModelInfo(job, after, chosen, {}, found)
+    card = write_card(info, make_result(), {})
+    assert ("| all | 6 | 0.912 |" in card) == tested == ("test_mean_dice" in metrics(info, make_result()))
+    assert ("are not repeated here" in card) != tested
+    assert ("(found by architecture search)" in card) == bool(found) != ("network (unet)" in card)
 
 
 def load_model_info():

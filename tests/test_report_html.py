@@ -80,6 +80,7 @@ def test_what_was_not_measured_is_not_claimed():
     result = a_finished_result()
     result.baselines = {}
     page = text_of(render_run(result))
+    assert "local: the site's own model" not in page and "Centralised" not in page
     assert "was not measured" in page and "Better than" not in page and "Which model, for whom" not in page
 
 
@@ -132,6 +133,7 @@ def test_a_search_and_what_went_wrong_in_it_is_told():
         "personal models site-3 it has gone",
         "After round 1; own state lost at site-2.",
         "Validation Dice of the networks that were found",
+        "the search took 1 min 30 s, training what it found took 5.0 s.",
     ):
         assert words in text, words
 
@@ -145,7 +147,7 @@ def test_what_a_site_or_an_error_says_cannot_become_markup():
 
 
 def test_the_page_loads_nothing_from_anywhere():
-    page = render_run(a_finished_result(), [Drawing("site-1", "site-1", "<svg xmlns='x'/>")])
+    page = render_run(a_finished_result(), [Drawing("site-1", "<svg xmlns='x'/>")])
     assert not re.search(r"https?://|@import|url\(|<script|srcset|<iframe|<object", page)
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses and all(address.startswith("data:") for address in addresses)
@@ -224,7 +226,9 @@ def test_the_command_makes_the_page_and_says_where(tmp_path):
     write_result(tmp_path / "run" / "result.json", result)
     done = fedspleen("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'page.html'}\n")
-    assert "Architecture of site-1" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Architecture of site-1" in page and "in common" not in page, "the same network is drawn once"
+    assert page.count("data:image/svg") == 1
 
 
 def test_a_folder_without_a_result_is_refused_in_one_sentence(tmp_path):

@@ -8,6 +8,7 @@ from fl_app.config import Job
 from fl_app.reports.progress import Progress, round_line, search_lines, status_line, time_left
 from fl_app.reports.tables import table_of_models, table_of_tests
 from fl_app.result import Generation, Result, Round, SearchResult, SearchSite, SiteRound
+from fl_app.under_way import UnderWay
 from tests.results import a_finished_result, a_result
 
 
@@ -47,13 +48,41 @@ def test_the_time_left_is_estimated_from_the_rounds_so_far():
 def test_the_status_names_who_is_waited_for():
     result = a_result()
     result.rounds.append(Round(number=3, sites={"site-2": SiteRound()}))
-    assert status_line(result) == "round 3/3: waiting for site-1; 10 s left"
+    nothing = UnderWay()
+    assert status_line(result, nothing) == "round 3/3: waiting for site-1; 10 s left"
     result.rounds[-1].sites["site-1"] = SiteRound()
-    assert "averaging" in status_line(result)
+    assert "averaging" in status_line(result, nothing)
     result.rounds[-1].seconds = 9.0
-    assert status_line(result) == "validating the last model"
+    assert status_line(result, nothing) == "validating the last model"
     result.rounds[-1].dice = 0.9
-    assert status_line(result) == "testing the best model on the held-out test cases"
+    assert status_line(result, nothing) == "testing the best model on the held-out test cases"
+    assert "that it could keep" in status_line(result, UnderWay(task="personalise"))
+
+
+def test_the_status_counts_steps_within_a_round():
+    result = a_result()
+    result.rounds.append(Round(number=3))
+    told = UnderWay(task="train", network="main", steps={"site-2": 40})
+    assert status_line(result, told) == "round 3/3: waiting for site-1, site-2 (40 of 100 steps); 10 s left"
+    many = a_result(sites=40)
+    many.rounds.append(Round(number=3))
+    told = UnderWay(task="train", steps={f"site-{number}": number for number in range(1, 41)})
+    assert status_line(many, told).startswith(
+        "round 3/3: waiting for site-1, site-10, site-11, site-12 and 36 more (1 to"
+    )
+    assert "(1 to 40 of 100 steps)" in status_line(many, told)
+
+
+def test_the_status_of_a_search_names_its_stage():
+    result = a_result()
+    rounds = [Round(number=1, seconds=2.0), Round(number=2)]
+    result.search = SearchResult(space="a", supernet_rounds=rounds)
+    told = UnderWay(task="train", network="supernet", steps={"site-1": 7})
+    assert status_line(result, told) == "supernet round 2/10: waiting for site-1 (7 of 50 steps), site-2"
+    rounds[1].seconds = 1.0
+    assert status_line(result, told) == "the sites score networks and choose their own"
+    result.search.rounds.append(Round(number=1))
+    assert status_line(result, told).startswith("found networks, round 1/10: waiting for site-1 (7 of 100 steps)")
 
 
 def test_each_round_is_printed_once_and_only_when_its_model_is_validated():

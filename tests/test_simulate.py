@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from fl_app.training.trainer import Trainer
 from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,16 @@ def test_tensorboard_shows_the_numbers_of_the_result(run):
     shown = [float(event.tensor_proto.float_val[0]) for event in events.Tensors("dice/mean")]
     assert shown == pytest.approx([done.dice for done in result.rounds])
     assert [event.step for event in events.Tensors("loss/site-2")] == [1, 2, 3]
+
+
+def test_the_python_of_the_documentation_reads_result_and_model(run):
+    page = (ROOT / "docs" / "result.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    known = {}
+    for block in blocks:
+        exec(re.sub(r"results/[\w-]+(?=/)", str(run[0] / "out"), block), known)
+    assert known["result"].final.mean_dice is not None and known["info"].round == known["result"].final.round
 
 
 def test_baselines_have_the_same_budget_and_the_same_test_cases(run):

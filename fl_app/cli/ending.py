@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
     Raises:
         typer.Exit: with code 3, if the run falls short of what was asked for: scripts must not take it for a success.
     """
+    from fl_app.curves import CURVES
     from fl_app.reports.page import write_report
     from fl_app.reports.tables import table_of_models, table_of_personal, table_of_tests
     from fl_app.verdict import shortfalls
@@ -39,7 +42,10 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
         console.print(table_of_models(result))
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
-    console.print(f"{result.seconds:.0f} s; result, model, logs and TensorBoard events are in {out}")
+    console.print(f"{result.seconds:.0f} s; result, model and logs are in {out}")
+    # beside this Python, unless the environment is active
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else Path(sys.executable).with_name("tensorboard")
+    console.print(f"curves: {tensorboard} --logdir {out / CURVES}", soft_wrap=True)
     console.print(f"report: {write_report(out)}", soft_wrap=True)
     if shortfalls(result):
         raise typer.Exit(3)

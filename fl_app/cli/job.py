@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fl_app.reports.progress import Progress
     from fl_app.result import Result
+    from fl_app.under_way import UnderWay
 
 AdminKit = Annotated[Path, typer.Option(help="The folder of your own, an administrator's, kit.", show_default=False)]
 Patience = Annotated[
@@ -55,7 +56,7 @@ def submit(
     if not detach:
         console = open_console()
         with Progress(console) as progress:
-            _follow(job_id, kit, console, progress, patience)
+            _follow(job_id, kit, console, progress, patience, out / "tensorboard")
             # the last rounds may have ended between two looks at the server
             result = jobs.download(kit, job_id, out)
             progress.update(result)
@@ -63,13 +64,20 @@ def submit(
         print_end(console, result, out)
 
 
-def follow(job_id: JobId, kit: AdminKit, patience: Patience = 10) -> None:
+def follow(
+    job_id: JobId,
+    kit: AdminKit,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="A folder for curves as they grow: tensorboard --logdir FOLDER.")
+    ] = None,
+    patience: Patience = 10,
+) -> None:
     """Show a job's progress until it has ended, as the simulator does; a server that is away is waited for."""
     from fl_app.reports.progress import Progress
 
     console = open_console()
     with Progress(console) as progress:
-        status = _follow(job_id, kit, console, progress, patience)
+        status = _follow(job_id, kit, console, progress, patience, tensorboard)
     print(f"job {job_id} has ended: {status}; `fedspleen download` brings its result home")
 
 
@@ -121,17 +129,26 @@ def download(
     print_end(open_console(), result, out)
 
 
-def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patience: float) -> str:
-    """How the job ended."""
+def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patience: float, curves: Path | None) -> str:
+    """How the job ended; its curves grow in a folder."""
+    from fl_app.curves import Curves
     from fl_app.deployment import jobs
 
+    drawn = Curves(curves) if curves else None
+
+    def show(result: Result, under_way: UnderWay) -> None:
+        progress.update(result, under_way)
+        if drawn:
+            drawn.update(result)
+
     try:
-        state = jobs.follow(
-            kit, job_id, progress.update, lambda news: console.print(news, soft_wrap=True), patience * 60
-        )
+        state = jobs.follow(kit, job_id, show, lambda news: console.print(news, soft_wrap=True), patience * 60)
     except Interrupted:
         print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
         raise
+    finally:
+        if drawn:
+            drawn.close()
     return f"{state.status}: {state.note}" if state.note else state.status
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +39,6 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, each site in a process of its own."""
     from fl_app.data.findings import format_findings
-    from fl_app.reports.curves import Curves
     from fl_app.reports.page import write_report
     from fl_app.reports.progress import Progress
     from fl_app.simulation import Events, Simulation, resume_simulation, run_simulation
@@ -63,11 +60,11 @@ def simulate(
     console.print(f"result folder: {out}")
     progress = Progress(console)
     try:
-        with closing(Curves(out / "tensorboard")) as curves, progress:
+        with progress:
             events = Events(
                 say=console.print,
                 warn=lambda site, findings: console.print(f"{site}: {format_findings(findings)}"),
-                progress=_both(progress.update, curves.update),
+                progress=progress.update,
                 baseline=lambda name: console.print(f"baseline {name} trained"),
             )
             result = resume_simulation(out, events, compare) if resume else run_simulation(simulation, events, compare)
@@ -78,11 +75,3 @@ def simulate(
             print(f"what was reached so far is in {out}", file=sys.stderr)
         raise
     print_end(console, result, out, compare)
-
-
-def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
-    def call(value: Any) -> None:
-        first(value)
-        second(value)
-
-    return call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from fl_app.config import Job
+from fl_app.curves import CURVES
 from fl_app.deployment.connection import reach_server
 from fl_app.deployment.kit import open_kit
 from fl_app.errors import ConfigError, FederationError, UsageError
 from fl_app.result import Result, read_result, write_result
+from fl_app.under_way import UnderWay
 
 if TYPE_CHECKING:
     from server.administration import Administration, JobState
@@ -57,7 +59,7 @@ def submit(admin: Administration, job: Job, sites: int | None = None) -> str:
 
 
 def follow(
-    kit: Path, job_id: str, progress: Callable[[Result], None], say: Callable[[str], None], patience: float
+    kit: Path, job_id: str, progress: Callable[[Result, UnderWay], None], say: Callable[[str], None], patience: float
 ) -> JobState:
     """Report progress until the job has ended; how it ended.
 
@@ -66,7 +68,7 @@ def follow(
     Args:
         kit: an administrator's.
         job_id: the job.
-        progress: takes the result so far.
+        progress: takes the result so far, and what the sites are doing.
         say: takes one line of news.
         patience: seconds without a sign from the server after which to give up; the job goes on.
 
@@ -97,13 +99,13 @@ def follow(
             time.sleep(_ASK_AGAIN_SECONDS)
 
 
-def _look(admin: Administration, job_id: str, progress: Callable[[Result], None]) -> tuple[JobState, str]:
+def _look(admin: Administration, job_id: str, progress: Callable[[Result, UnderWay], None]) -> tuple[JobState, str]:
     """How the job stands, and a line of news if it does not run."""
     state = admin.state(job_id)
-    result = admin.progress(job_id) if state.status == "RUNNING" else None
-    if result:
-        progress(result)
-    if state.ended or result:
+    told = admin.progress(job_id) if state.status == "RUNNING" else None
+    if told:
+        progress(*told)
+    if state.ended or told:
         return state, ""
     # after its server was started again, a job waits for its sites
     words = "starting, or waiting for its sites" if state.status == "RUNNING" else state.status.lower()
@@ -119,8 +121,6 @@ def require_new(out: Path) -> None:
 
 def download(kit: Path, job_id: str, out: Path) -> Result:
     """Leave the same folder as the simulator does; sites' logs and case scores stay at the sites."""
-    from fl_app.reports.curves import Curves
-
     require_new(out)
     with TemporaryDirectory(prefix="fedspleen-") as folder:
         state, left = _fetch(kit, job_id, Path(folder))
@@ -135,6 +135,7 @@ def download(kit: Path, job_id: str, out: Path) -> Result:
                 f"job {job_id} ended before the server had begun ({state.status}): {state.note or told}"
             )
         out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / CURVES, ignore_errors=True)  # those of the one who followed; the server's are complete
         for item in (left / "result").iterdir():
             shutil.move(item, out / item.name)
     result = read_result(out / "result.json")
@@ -142,8 +143,6 @@ def download(kit: Path, job_id: str, out: Path) -> Result:
         result.status, result.error = "interrupted", "the job was ended before its last round"
         write_result(out / "result.json", result)
     (out / "job.yaml").write_text(yaml.safe_dump(result.config, sort_keys=False))
-    with closing(Curves(out / "tensorboard")) as curves:
-        curves.update(result)
     return result
 
 

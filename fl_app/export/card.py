@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fl_app.config import Job
 from fl_app.errors import DataError
 from fl_app.model_file import ModelInfo
-from fl_app.result import Result
+from fl_app.result import Final, Result
 
 
 def write_card(info: ModelInfo, result: Result | None, files: Mapping[str, str]) -> str:
@@ -27,7 +27,7 @@ def write_card(info: ModelInfo, result: Result | None, files: Mapping[str, str])
         raise DataError("--result: it is the result of another job than this model's; name the result.json beside it")
     sections = [
         f"# {job.name}: {', '.join(job.data.labels)} in CT",
-        f"A 3D segmentation network ({job.network.name}), trained by federated learning with fedspleen: "
+        f"A 3D segmentation network ({info.network}), trained by federated learning with fedspleen: "
         "the images stayed at the sites, weights travelled.",
         "## Intended use",
         "Research on CT like that of the sites it was trained at. No medical device; not for diagnosis or treatment.",
@@ -50,7 +50,7 @@ def write_card(info: ModelInfo, result: Result | None, files: Mapping[str, str])
 def metrics(info: ModelInfo, result: Result | None) -> dict[str, float]:
     """What is known of the model's quality, by name."""
     known = dict([info.metric]) if info.metric else {}
-    if result and result.final:
+    if result and result.final and _is_tested(info, result.final):
         tested = {"test_mean_dice": result.final.mean_dice, "test_mean_surface_dice": result.final.mean_surface_dice}
         known |= {name: value for name, value in tested.items() if value is not None}
     return known
@@ -92,12 +92,24 @@ def _data(result: Result | None) -> str:
     return "Cases by site; sites are named by pseudonyms.\n\n" + "\n".join(lines)
 
 
+def _is_tested(info: ModelInfo, final: Final) -> bool:
+    """Whether the run's test scores are this model's: its file tells the round, and why it was chosen."""
+    chosen = info.metric is None or info.metric == (final.best_metric, final.best_value)
+    return not info.architectures and info.round == final.round and chosen
+
+
 def _results(info: ModelInfo, result: Result | None) -> str:
     lines = []
     if info.metric:
         lines.append(f"Chosen after round {info.round} by {info.metric[0]} {info.metric[1]:.3f} on validation cases.")
     if result is None or result.final is None:
         return "\n\n".join([*lines, "Scores on held-out test cases are not recorded here."])
+    if not _is_tested(info, result.final):
+        lines.append(
+            f"The run's test scores are not repeated here: they are of its best federated model, after round "
+            f"{result.final.round}, and this is a model of another round, a site's own, or one that was searched."
+        )
+        return "\n\n".join(lines)
     names = pseudonyms(result)
     lines.append("On held-out test cases, each on its annotator's own grid:")
     table = ["| site | cases | Dice | spread | surface Dice |", "| --- | ---: | ---: | ---: | ---: |"]

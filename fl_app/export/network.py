@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,7 @@ from fl_app.model_file import ModelInfo
 from fl_app.prediction.predictor import Predictor
 
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
-_MOST_DIFFERENT = 1e-3  # of a logit, between runtimes
+_MOST_DIFFERENT = 1e-3  # between runtimes, of the largest logit, or of 1 where all are smaller
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def write_onnx(network: Network, path: Path) -> float:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
+    said = io.StringIO()  # the exporter prints what only its authors can use
+    with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -108,8 +111,10 @@ def write_onnx(network: Network, path: Path) -> float:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TrainingError(f"torch cannot write this network as ONNX ({reason}); use another --format") from None
+            raise TrainingError(
+                f"torch {torch.__version__} cannot write this network ({network.info.network}) as ONNX; "
+                "--format torchscript and --format monai-bundle can"
+            ) from error
     assert program is not None  # as it is written by us, not by the exporter
     program.model.metadata_props["fedspleen"] = json.dumps(description(network.info))
     program.save(str(path))
@@ -122,15 +127,17 @@ def write_onnx(network: Network, path: Path) -> float:
 
 @torch.no_grad()
 def _difference(network: Network, path: Path, runtime: Callable[[torch.Tensor], torch.Tensor]) -> float:
-    """The largest difference of a logit, for one patch and for two at once.
+    """The largest difference of a logit, for one patch and for two at once, as a share of the largest logit above 1.
 
     Raises:
         TrainingError: it is too large, so the file must not be used; it is removed.
     """
     worst = 0.0
     for patches in (network.patch, torch.cat([network.patch, 1 - network.patch])):
-        worst = max(worst, float((runtime(patches) - network.module(patches)).abs().max()))
+        logits = network.module(patches)
+        difference = (runtime(patches) - logits).abs().max() / logits.abs().max().clamp(min=1)
+        worst = max(worst, float(difference))
     if not worst < _MOST_DIFFERENT:
         path.unlink()
-        raise TrainingError(f"{path.name}: its logits differ by {worst:.2g} from the model's; it was not kept")
+        raise TrainingError(f"{path.name}: its logits differ by {worst:.2g} of the largest; it was not kept")
     return worst

@@ -7,7 +7,6 @@ import io
 from typing import Any
 
 import numpy as np
-import torch
 from monai.networks.nets.dints import DiNTS, TopologyInstance
 from torch import nn
 
@@ -40,6 +39,5 @@ def build_dints(size: str, classes: int, normalisation: tuple[str, dict[str, Any
             num_depths=depths,
             norm_name=normalisation,
         )
-    return DiNTS(
-        space, in_channels=1, num_classes=classes, norm_name=normalisation, node_a=torch.ones(blocks + 1, depths)
-    )
+    every_node = [[True] * depths] * (blocks + 1)  # no tensor: what the network does would depend on values for ONNX
+    return DiNTS(space, in_channels=1, num_classes=classes, norm_name=normalisation, node_a=every_node)

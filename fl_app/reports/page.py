@@ -29,12 +29,10 @@ class Drawing:
     """A picture of a network's architecture.
 
     Attributes:
-        site: whose architecture it is.
-        title: what is said below it.
+        title: whose architecture it is.
         svg: the drawing; it is embedded as an image, so nothing in it can run or load anything.
     """
 
-    site: str
     title: str
     svg: str
 
@@ -70,13 +68,18 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 
 def _drawings(result: Result) -> list[Drawing]:
-    """The network for all that a search has found, and each site's own."""
+    """The networks that a search has found, each with all who take it."""
     if result.search is None or result.search.consensus is None:
         return []
     space = SearchSpace.model_validate(result.config["search"]["space"])
-    named = {"all sites": result.search.consensus}
-    named |= {site: each.architecture for site, each in result.search.sites.items() if each.architecture}
-    return [Drawing(name, name, draw(read_architecture(text, space), space)) for name, text in named.items()]
+    takers: dict[str, list[str]] = {result.search.consensus: []}
+    for site in sorted(result.search.sites, key=words.by_name):
+        if result.search.sites[site].architecture:
+            takers.setdefault(result.search.sites[site].architecture, []).append(site)
+    return [
+        Drawing(words.listed(who) or "all sites in common", draw(read_architecture(text, space), space))
+        for text, who in takers.items()
+    ]
 
 
 def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages: set[str] | None = None) -> str:
@@ -109,8 +112,10 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
             seconds_chart=charts.seconds_by_round(result, styles),
             tests=charts.tests_by_site(result, styles),
             models=[(row, _cells(row, list(result.final.sites))) for row in rows] if result.final else [],
+            kinds=[(f"model-{row.kind}", _KINDS[row.kind]) for row in rows if row.kind in _KINDS],
             comparison=charts.models_by_site(rows, result) if len(rows) > 1 else None,
             time=charts.time_by_site(result),
+            stages=_stages(result),
             spent=charts.spent(result),
             absences=_absences(result),
             site_pages=sorted(site_pages or ()),
@@ -201,6 +206,21 @@ def _figures(result: Result) -> list[tuple[str, str, str]]:
     return figures
 
 
+def _stages(result: Result) -> list[tuple[str, float]]:
+    """(what, seconds) of the parts of a run that searched; the rounds' own split does not show them."""
+    search = result.search
+    if search is None:
+        return []
+    own, found = (sum(done.seconds for done in rounds) for rounds in (result.rounds, search.rounds))
+    return [("the rounds of the job's network", own), ("the search", search.seconds), ("training what it found", found)]
+
+
+_KINDS = {
+    "local": "local: the site's own model",
+    "federated": "federated",
+    "personalised": "personalised: what each site keeps",
+    "centralised": "centralised",
+}
 _PARTS = ("training", "validation", "test")
 
 

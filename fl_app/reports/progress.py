@@ -8,8 +8,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.status import Status
 
+from fl_app.messages import PERSONALISE, TRAIN
 from fl_app.reports.tables import number
 from fl_app.result import Result, Round
+from fl_app.under_way import UnderWay
 
 _SITES_IN_A_LINE = 4
 
@@ -41,8 +43,8 @@ class Progress:
         """Take the status line away."""
         self._status.stop()
 
-    def update(self, result: Result) -> None:
-        """Print each round that is complete, its model validated."""
+    def update(self, result: Result, under_way: UnderWay | None = None) -> None:
+        """Print each round that is complete, its model validated; below, what the sites are doing."""
         if result.rounds and not self._ready:
             self._ready = True
             devices = ", ".join(sorted({f"{site.device} {site.precision}" for site in result.sites.values()}))
@@ -61,7 +63,7 @@ class Progress:
         for line in lines[self._searched :]:
             self._console.print(line)
         self._searched = max(self._searched, len(lines))
-        self._status.update(status_line(result))
+        self._status.update(status_line(result, under_way or UnderWay()))
 
 
 def round_line(result: Result, done: Round) -> str:
@@ -126,18 +128,41 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:_SITES_IN_A_LINE]) + (f" and {more} more" if more > 0 else "")
 
 
-def status_line(result: Result) -> str:
+def status_line(result: Result, under_way: UnderWay) -> str:
     """What is going on now."""
+    if under_way.task == PERSONALISE:
+        return "each site makes the models that it could keep"
+    steps = result.config["training"]["steps_per_round"]
+    search, settings = result.search, result.config["search"]
+    if search and not result.final:
+        for what, rounds, asked, each in (
+            ("found networks, round", search.rounds, settings["rounds"], steps),
+            ("supernet round", search.supernet_rounds, settings["supernet_rounds"], settings["supernet_steps"]),
+        ):
+            if rounds and not rounds[-1].seconds:
+                return f"{what} {rounds[-1].number}/{asked}: {_waiting(result, rounds[-1], under_way, each)}"
+        return "the sites score networks and choose their own"
     if not result.rounds:
         return f"{len(result.sites)} sites have checked and prepared their data"
     current = result.rounds[-1]
-    if result.search and not result.final:
-        return "searching networks, and training what was found"
     if current.number == result.rounds_asked and current.seconds:
         return "testing the best model on the held-out test cases" if current.dice else "validating the last model"
-    waiting = sorted(result.sites.keys() - current.sites.keys())
-    who = f"waiting for {_names(waiting)}" if waiting else "averaging"
+    # Ditto trains a second network in the same round
+    who = _waiting(result, current, under_way, steps * (2 if result.config["personal"]["ditto"] else 1))
     return f"round {current.number}/{result.rounds_asked}: {who}; {time_left(result)}"
+
+
+def _waiting(result: Result, current: Round, under_way: UnderWay, asked: int) -> str:
+    """Who has not answered in a round, and how many of the steps each has done."""
+    names = sorted(result.sites.keys() - current.sites.keys())
+    if not names:
+        return "averaging"
+    steps = {name: under_way.steps[name] for name in names if under_way.task == TRAIN and name in under_way.steps}
+    if len(names) > _SITES_IN_A_LINE:
+        done = f" ({min(steps.values())} to {max(steps.values())} of {asked} steps)" if steps else ""
+        return f"waiting for {_names(names)}{done}"
+    told = {name: f" ({done} of {asked} steps)" for name, done in steps.items()}
+    return f"waiting for {', '.join(name + told.get(name, '') for name in names)}"
 
 
 def time_left(result: Result) -> str:
