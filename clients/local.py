@@ -49,6 +49,7 @@ class LocalNetwork:
         self._rounds = rounds
         self._state = SiteState(state)
         self._ditto_state = SiteState(state / "ditto" if state else None)
+        self._ditto_begun = False
         self._scored: Validation | None = None  # of the network as it stands
 
     def restore(self, number: int) -> bool | None:
@@ -56,6 +57,7 @@ class LocalNetwork:
         restored = [self._state.restore(self.trainer, number)]
         if self.ditto:
             restored.append(self._ditto_state.restore(self.ditto, number))
+            self._ditto_begun = bool(restored[-1])
         return None if None in restored else all(restored)
 
     def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
@@ -63,6 +65,9 @@ class LocalNetwork:
         number, best, steps = int(facts["round"]), int(facts["best_round"]), self._job.training.steps_per_round
         self.load(values)
         received = self.score()
+        if self.ditto and not self._ditto_begun:
+            self.ditto.load(self.trainer.all_values())  # it begins where the site does
+            self._ditto_begun = True
         trained = self.trainer.train(number, steps, self._rounds)
         if steps:
             self._scored = None

@@ -107,14 +107,17 @@ def make_personal_models(
             validation = _fine_tune(job, data, local)
             found.add(f"{_NAMES[network]} tuned", local.trainer, validation, job.personal.fine_tuning_steps, text)
         if local.ditto:
-            steps = job.training.steps_per_round * job.federation.rounds
+            rounds = job.federation.rounds if network == MAIN else job.search.rounds
             local.restore_ditto(number)
-            found.add("ditto", local.ditto, _validate(job, data, local.ditto), steps, text)
+            name = "ditto" if network == MAIN else f"{_NAMES[network]} ditto"
+            validation = _validate(job, data, local.ditto)
+            found.add(name, local.ditto, validation, job.training.steps_per_round * rounds, text)
     assert found.best is not None  # the server asks only for models that there are
     _, chosen, weights, text = found.best
     if settings.output:
         metric = (job.federation.best_metric, found.best[0])
-        info = ModelInfo(job, int(facts["rounds"].get(MAIN, 0)), metric, software_versions(), (text,) if text else ())
+        number = int(facts["rounds"][SEARCHED if text else MAIN])
+        info = ModelInfo(job, number, metric, software_versions(), (text,) if text else ())
         save_model(settings.output / "model.safetensors", weights, info)
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 

@@ -162,6 +162,8 @@ class SiteSearch:
         """A trainer of the site's own network; what no other site holds stays here."""
         network = ready_network(self._job, self._device, architecture)
         trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
+        local = (self._gradient or self._trainer).local_values()  # what never travels was learned here (FedBN)
+        trainer.load({name: local[name] for name in trainer.local_values() if name in local})
         trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
         return trainer
 

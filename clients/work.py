@@ -41,7 +41,7 @@ from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.training.device import choose_device
 from fl_app.training.reporting import test_report
-from fl_app.training.trainer import Trainer
+from fl_app.training.trainer import Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 Facts = Mapping[str, Any]
@@ -172,14 +172,15 @@ class SiteWork:
         name = str(facts["network"])
         if name == SEARCHED and name not in self._networks:
             trainer = self._search().trainer(str(facts["architecture"]), facts["own"])
-            self._networks[name] = self._local(name, trainer, self._job.search.rounds)
+            self._networks[name] = self._local(name, trainer, self._job.search.rounds, str(facts["architecture"]))
             self._networks[name].restore(self._rounds.get(name, 0))
         return self._networks[name]
 
-    def _local(self, name: str, trainer: Trainer, rounds: int) -> LocalNetwork:
+    def _local(self, name: str, trainer: Trainer, rounds: int, architecture: str = "") -> LocalNetwork:
         ditto = None
-        if name == MAIN and self._job.personal.ditto:
-            ditto = Trainer(self._job, self._data.training, self._device, f"{self._site} ditto")
+        if self._job.personal.ditto:
+            network = ready_network(self._job, self._device, architecture)
+            ditto = Trainer(self._job, self._data.training, self._device, f"{trainer.stream} ditto", network)
             ditto.exchanged = ()  # all of it stays here
             ditto.after_step = self._after_step
         trainer.after_step = self._after_step

@@ -66,7 +66,7 @@ class Search:
         sites: who takes part.
         record: of the whole run; its result gets a `SearchResult`.
         state: where to go on from.
-        supernet: the supernet's values, as trained.
+        supernet: the supernet's values that travel, as trained.
         save: writes a checkpoint.
     """
 
@@ -199,7 +199,7 @@ class Search:
 
         names = {name for text in wanted for name in weight_names(self._space, read_architecture(text, self._space))}
         facts = {"network": SUPERNET, "round": self.state.generation + 1, "architectures": wanted}
-        payload = Payload({name: self._supernet[name] for name in sorted(names)}, facts)
+        payload = Payload({name: self._supernet[name] for name in sorted(names & self._supernet.keys())}, facts)
         exchange = self._sites.ask(SCORE, dict.fromkeys(self._sites.names, payload), answer)
         self._sites.require_quorum(exchange, "when networks were scored")
         means = (
@@ -235,9 +235,19 @@ class Search:
         self._record.save()
 
 
-def holding(job: Job, networks: dict[str, Architecture]) -> tuple[dict[str, Names], dict[str, Names]]:
-    """By site, the names of the values that travel, and of those that stay since too few sites hold them."""
-    names = {site: weight_names(job.search.space, network) for site, network in networks.items()}
+def holding(job: Job, networks: dict[str, Architecture], exchanged: Names) -> tuple[dict[str, Names], dict[str, Names]]:
+    """By site, the names of the values that travel, and of those that stay since too few sites hold them.
+
+    Args:
+        job: the job.
+        networks: each site's.
+        exchanged: names of the supernet's values that may travel at all.
+    """
+    may = set(exchanged)
+    names = {
+        site: tuple(name for name in weight_names(job.search.space, network) if name in may)
+        for site, network in networks.items()
+    }
     holders = Counter(name for held in names.values() for name in held)
     least = min(job.search.min_holders, len(networks))
     travel = {site: tuple(name for name in held if holders[name] >= least) for site, held in names.items()}
@@ -245,9 +255,9 @@ def holding(job: Job, networks: dict[str, Architecture]) -> tuple[dict[str, Name
     return travel, stay
 
 
-def supernet_plan(job: Job, sites: Participants, values: Values) -> Plan:
+def supernet_plan(job: Job, sites: Participants, exchanged: Names) -> Plan:
     """Every site may train any part of the supernet."""
-    return Plan(SUPERNET, job.search.supernet_steps, dict.fromkeys(sites.names, tuple(sorted(values))), partial=True)
+    return Plan(SUPERNET, job.search.supernet_steps, dict.fromkeys(sites.names, exchanged), partial=True)
 
 
 def search_site(ready: SearchReady) -> SearchSite:

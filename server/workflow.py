@@ -12,7 +12,7 @@ from fl_app.errors import FederationError
 from fl_app.messages import MAIN, SEARCHED, SUPERNET, TEST, TestReport, payload_bytes
 from fl_app.model_file import load_model, save_model
 from fl_app.networks import build_network, exchanged_names
-from fl_app.networks.space.supernet import Supernet
+from fl_app.networks.space.supernet import Supernet, weight_names
 from fl_app.result import SearchResult
 from server.channel import Channel, Payload, Values
 from server.participants import Participants
@@ -100,28 +100,31 @@ class Workflow:
         """Find a network for every site, and train them together."""
         started = time.monotonic()
         settings = self._job.search
-        supernet = dict(Supernet(settings.space, len(self._job.data.labels), self._job.seed).state_dict())
+        network = Supernet(settings.space, len(self._job.data.labels), self._job.seed)
+        supernet = dict(network.state_dict())
+        exchanged = exchanged_names(network, self._job.federation.normalisation)
         result = self.record.result
         if result.search is None:
             ready = {site: each.search for site, each in sorted(self._sites.ready.items()) if each.search}
             result.search = SearchResult(
                 space=settings.space.name,
                 supernet_parameters=sum(value.numel() for value in supernet.values()),
-                supernet_bytes=payload_bytes(supernet),
+                supernet_bytes=payload_bytes({name: supernet[name] for name in exchanged}),
                 sites={site: search_site(each) for site, each in ready.items()},
             )
         log = RoundLog(self.record, result.search.supernet_rounds, self._job.federation.best_metric)
         standing = self._progress.standing(SUPERNET, supernet)
-        plan = supernet_plan(self._job, self._sites, supernet)
+        plan = supernet_plan(self._job, self._sites, exchanged)
         supernet = self._train(plan, standing, settings.supernet_rounds, log, None).standing.values
-        search = Search(self._job, self._sites, self.record, self._progress.search, supernet, self._progress.save)
+        known = {name: supernet[name] for name in exchanged}
+        search = Search(self._job, self._sites, self.record, self._progress.search, known, self._progress.save)
         networks = search.find()
-        travel, stay = holding(self._job, networks)
+        travel, stay = holding(self._job, networks, exchanged)
         for site, names in stay.items():
             result.search.sites[site].own_values = sum(supernet[name].numel() for name in names)
         if not result.search.seconds:
             result.search.seconds = round(time.monotonic() - started, 3)
-        held = {name for each in (travel, stay) for names in each.values() for name in names}
+        held = {name for each in networks.values() for name in weight_names(settings.space, each)}
         standing = self._progress.standing(SEARCHED, {name: supernet[name].clone() for name in sorted(held)})
         log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
         derived = self._progress.search.derived

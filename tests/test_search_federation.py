@@ -54,13 +54,13 @@ class Ending:
         self._channel.ask(task, payloads, exchange, answer)
 
 
-def search_job(folder, **search):
+def search_job(folder, normalisation="average", ditto=0.0, **search):
     return load_job(
         write_job(
             folder / "job.yaml",
             training={"steps_per_round": 2, "precision": "fp32"},
             network={"channels": [16, 32]},
-            federation={"rounds": 1},
+            federation={"rounds": 1, "normalisation": normalisation},
             search={
                 "strategy": "sampling",
                 "space": SPACE,
@@ -71,7 +71,7 @@ def search_job(folder, **search):
                 "rounds": 2,
                 **search,
             },
-            personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1},
+            personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1, "ditto": ditto},
         )
     )
 
@@ -265,6 +265,24 @@ def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy
     if mode == "consensus":
         assert {each.architecture for each in found.values()} == {result.search.consensus}
     assert (len(result.search.generations) == 0) == (strategy == "random")
+
+
+def test_normalisation_and_dittos_model_stay_at_each_site(data, tmp_path):
+    job = search_job(tmp_path, normalisation="local", ditto=0.1)
+    sites = settings(data, tmp_path, dict.fromkeys(SITES, 2.0))
+    wire = Wire(rehearsal_channel(job, sites))
+    result = rehearse(job, sites, tmp_path / "out", wire)
+    normalisations = {
+        f"{prefix}.{name}"
+        for prefix, layer in Supernet(job.search.space, 1).named_modules()
+        if isinstance(layer, torch.nn.InstanceNorm3d)
+        for name in layer.state_dict()
+    }
+    for _, _, facts, down, up, _ in wire.sent:
+        if facts.get("network") in ("supernet", "searched"):
+            assert not (down | up) & normalisations
+    for kept in result.personal.sites.values():
+        assert {"ditto", "searched", "searched ditto"} <= set(kept.models)
 
 
 def test_a_search_by_gradients_keeps_the_logits_at_home_and_goes_on_after_a_restart(more_data, tmp_path):
