@@ -36,7 +36,6 @@ from fl_app.training.precision import choose_precision
 
 SITES = 4
 BUDGETS = (1.0, 0.75, 0.5, 0.25)
-SUPERNET_SHARE = 0.4  # of the steps
 QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 
 
@@ -71,9 +70,15 @@ def with_network(job: Job, **network: Any) -> Job:
     return Job.model_validate({**job.model_dump(), "network": network})
 
 
-def searching(job: Job, **search: Any) -> Job:
-    """The same job with a search; its own network is left to the other rows, its steps are the search's."""
-    rounds = max(1, round(job.federation.rounds * SUPERNET_SHARE))
+def searching(job: Job, share: float, **search: Any) -> Job:
+    """The same job with a search; its own network is left to the other rows, its steps are the search's.
+
+    Args:
+        job: the job.
+        share: of the steps, that the supernet takes.
+        search: other settings of the search.
+    """
+    rounds = max(1, round(job.federation.rounds * share))
     described = job.model_dump()
     described["search"] |= {
         "strategy": "sampling",
@@ -154,6 +159,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--tuning", type=int, default=40)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the U-Net's memory")
+    parser.add_argument("--supernet-share", type=float, default=0.2, help="of the steps, that the supernet takes")
     parser.add_argument("--only", nargs="*", help="rows to run; default: all")
     parser.add_argument("--print", action="store_true", help="only print what there is")
     arguments = parser.parse_args()
@@ -169,11 +175,12 @@ def main() -> None:
             return lambda: federated(name, changed, sites, folder / name, budgets)  # noqa: B023 - called at once
 
         with_ditto = job.model_copy(update={"personal": job.personal.model_copy(update={"ditto": 0.1})})
-        searched = {mode: searching(job, mode=mode) for mode in ("nested", "consensus", "free")}
+        share = arguments.supernet_share
+        searched = {mode: searching(job, share, mode=mode) for mode in ("nested", "consensus", "free")}
         rows: dict[str, Callable[[], Run]] = {
             "unet": federate("unet", job),
             "search nested": federate("search nested", searched["nested"]),
-            "search random": federate("search random", searching(job, mode="nested", strategy="random")),
+            "search random": federate("search random", searching(job, share, mode="nested", strategy="random")),
             "search consensus": federate("search consensus", searched["consensus"]),
             "search free": federate("search free", searched["free"]),
             "local": lambda: alone("local", job, sites, budgets, together=False),  # noqa: B023

@@ -172,15 +172,14 @@ class SiteSearch:
         if settings.mode == "consensus":
             return consensus
         chance = start_stream(self._job.seed, self._site, "own network")
-        sampler = self._sampler(None if settings.mode == "free" else consensus)
+        # with weights that were hardly trained the smaller network looks better: make use of the budget
+        sampler = self._sampler(None if settings.mode == "free" else consensus, settings.own_share)
         if settings.strategy == "random":
             return sampler.draw(chance)
         if self._gradient:
             candidates = {self._gradient.decode(sampler.must_contain)}
         else:
             candidates = self._filtered({sampler.draw(chance) for _ in range(settings.candidates * self._draws)})
-        if settings.mode == "nested":
-            candidates.add(consensus)
         return min(candidates, key=lambda network: (self._loss(network), network.to_json()))
 
     @property
@@ -221,8 +220,8 @@ class SiteSearch:
         """Draws from all networks within the budget."""
         return self._sampler()
 
-    def _sampler(self, must_contain: Architecture | None = None) -> NetworkSampler:
-        least = self._job.search.least_share * self._budget
+    def _sampler(self, must_contain: Architecture | None = None, least_share: float = 0.0) -> NetworkSampler:
+        least = max(least_share, self._job.search.least_share) * self._budget
         return NetworkSampler(self._memory, self._budget, must_contain, least)
 
     def _loss(self, network: Architecture) -> float:

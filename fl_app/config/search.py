@@ -50,6 +50,9 @@ class SearchSettings(Settings):
         "that site's own update, for all to see",
     )
     least_share: Fraction = Field(0.3, description="smallest sampled network, as a share of the site's budget")
+    own_share: Fraction = Field(
+        0.75, description="what a site's own network takes of its budget at least, where some network does"
+    )
 
     @model_validator(mode="after")
     def _proposals_are_scored(self) -> SearchSettings:
