@@ -1,6 +1,6 @@
 """A second run on the same data: from the call for a site's data to the first batch of patches, in a fresh process.
 
-Ours reads every file (its content is the cache's key), then takes the prepared cases from disk.
+Ours goes by the files' contents, which it knows while nobody has touched them, and maps the prepared cases into memory.
 Beside it MONAI's PersistentDataset, which keeps the same prepared items on disk but trusts the files' names: it is
 asked for every item once, since a batch may need any of them. Both find their cache filled. Imports are not counted.
 
