@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from clients.search import SiteSearch
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import PolicyError
+from fl_app.files import replacing
 from fl_app.ledger import TRAIL, Ledger, traces
 from fl_app.messages import (
     DERIVE,
@@ -42,6 +44,7 @@ from fl_app.site_limits import refusals
 from fl_app.training.device import choose_device
 from fl_app.training.reporting import test_report
 from fl_app.training.trainer import Trainer, ready_network
+from fl_app.training.trial import quickest_way
 
 Values = dict[str, torch.Tensor]
 Facts = Mapping[str, Any]
@@ -119,7 +122,7 @@ class SiteWork:
         self._rounds: Mapping[str, int] = facts.get("rounds", {})
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None
-        trainer = Trainer(self._job, self._data.training, self._device, self._site)
+        trainer = self._quickest_trainer()
         search = self._search().ready(trainer) if self._job.search.wanted else None
         restored = None
         if search is None or search.main_fits:
@@ -138,6 +141,18 @@ class SiteWork:
             search=search,
             seconds=time.monotonic() - started,
         )
+
+    def _quickest_trainer(self) -> Trainer:
+        """A trainer of the job's network that computes in the quickest way; what was tried is logged and kept here."""
+        network = ready_network(self._job, self._device)
+        self._way, tried = quickest_way(self._job, network, self._device, self._settings.cache)
+        if tried:
+            times = {name: round(seconds, 4) for name, seconds in tried.items()}
+            _logger.info(f"training steps in {self._way}: seconds of those tried {times}")
+            if self._settings.output:
+                with replacing(self._settings.output / "training_steps.json") as temporary:
+                    temporary.write_text(json.dumps({"chosen": str(self._way), "seconds": times}, indent=1) + "\n")
+        return Trainer(self._job, self._data.training, self._device, self._site, network, self._way)
 
     def _train(self, values: Values, facts: Facts) -> tuple[Values, Report]:
         if facts["network"] == SUPERNET:
@@ -180,7 +195,8 @@ class SiteWork:
         ditto = None
         if self._job.personal.ditto:
             network = ready_network(self._job, self._device, architecture)
-            ditto = Trainer(self._job, self._data.training, self._device, f"{trainer.stream} ditto", network)
+            stream, way = f"{trainer.stream} ditto", self._way if name == MAIN else None
+            ditto = Trainer(self._job, self._data.training, self._device, stream, network, way)
             ditto.exchanged = ()  # all of it stays here
             ditto.after_step = self._after_step
         trainer.after_step = self._after_step

@@ -550,24 +550,24 @@ def case(tmp_path):
 
 def test_the_cache_gives_identical_tensors_without_reading_the_images_again(case, tmp_path):
     fresh, stored = prepare(case), prepare(case, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
     written = file.stat().st_mtime_ns
     again = prepare(case, tmp_path / "cache")
     assert same(tensors(fresh), tensors(stored)) and same(tensors(stored), tensors(again))
     assert (again.name, again.source) == (case.name, case)
-    assert [file.stat().st_mtime_ns] == [written] and len(list((tmp_path / "cache").iterdir())) == 1
+    assert [file.stat().st_mtime_ns] == [written] and len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def test_the_name_of_a_case_stands_nowhere_in_the_cache(case, tmp_path):
     prepare(case, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
     assert b"case" not in file.name.encode() + file.read_bytes()[:2000]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, -1])
 def test_a_damaged_cache_file_is_made_anew(case, tmp_path, keep):
     wanted = prepare(case, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     assert same(tensors(prepare(case, tmp_path / "cache")), tensors(wanted))
@@ -576,7 +576,7 @@ def test_a_damaged_cache_file_is_made_anew(case, tmp_path, keep):
 
 def test_a_cache_file_of_another_kind_is_made_anew(case, tmp_path):
     wanted = prepare(case, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
     file.write_bytes(b"not what was written" * 100)
     assert same(tensors(prepare(case, tmp_path / "cache")), tensors(wanted))
 
@@ -587,7 +587,7 @@ def test_a_cache_file_of_another_kind_is_made_anew(case, tmp_path):
 def test_other_settings_are_prepared_anew(case, tmp_path, settings):
     prepare(case, tmp_path / "cache")
     assert same(tensors(prepare(case, tmp_path / "cache", **settings)), tensors(prepare(case, **settings)))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
 
 
 def test_another_order_of_the_organs_is_prepared_anew(tmp_path):
@@ -602,7 +602,7 @@ def test_another_order_of_the_organs_is_prepared_anew(tmp_path):
 def test_settings_that_do_not_shape_a_case_leave_the_cache_valid(case, tmp_path):
     prepare(case, tmp_path / "cache")
     prepare(case, tmp_path / "cache", patch_voxels=(16, 16, 16), test_fraction=0.5)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def test_other_content_is_prepared_anew(tmp_path):
@@ -615,7 +615,7 @@ def test_other_content_is_prepared_anew(tmp_path):
     third = prepare(write(tmp_path, image, label), cache)
     assert not torch.equal(first.image, second.image) and torch.equal(first.label, second.label)
     assert not torch.equal(second.label, third.label)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.safetensors"))) == 3
 
 
 def test_the_same_case_may_be_prepared_by_many_at_once(case, tmp_path):
@@ -636,7 +636,7 @@ def test_the_same_case_may_be_prepared_by_many_at_once(case, tmp_path):
         sys.setswitchinterval(before)
     assert all(same(tensors(each), wanted) for each in found)
     for cache in caches:
-        assert [file.suffix for file in cache.iterdir()] == [".safetensors"]
+        assert not list(cache.glob("*.tmp")) and len(list(cache.glob("*.safetensors"))) == 1
 
 
 # patches

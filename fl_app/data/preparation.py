@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fl_app.config import DataSettings
 from fl_app.data.cases import Case
+from fl_app.data.content import content_digest
 from fl_app.data.geometry import Volume, spacing_mm
 from fl_app.data.nifti import UnusableFileError, read_nifti
 from fl_app.data.resampling import Grid, around, resample_linearly, resample_to_nearest, spaced
@@ -77,7 +78,7 @@ def sample_centres(wanted: torch.Tensor) -> torch.Tensor:
 def _prepare_cached(case: Case, settings: DataSettings, cache: Path | None) -> PreparedCase:
     if cache is None:
         return _prepared(case, _prepare(case, settings))
-    path = cache / f"{_key(case, settings)}.safetensors"
+    path = cache / f"{_key(case, settings, cache)}.safetensors"
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError):
@@ -136,12 +137,12 @@ def _number_organs(label: Volume, settings: DataSettings) -> NDArray[np.uint8]:
     return numbered
 
 
-def _key(case: Case, settings: DataSettings) -> str:
-    """SHA-256 over the files' bytes and all that shapes the result."""
+def _key(case: Case, settings: DataSettings, cache: Path) -> str:
+    """SHA-256 over the files' contents and all that shapes the result."""
     digest = hashlib.sha256()
     shaping = settings.model_dump(include={"labels", "spacing_mm", "window_hu"}, mode="json")
     digest.update(json.dumps([_FORMAT, monai.__version__, shaping]).encode())
     for path in (case.image, case.label):
         if path is not None:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(content_digest(path, cache).encode())
     return digest.hexdigest()[:32]

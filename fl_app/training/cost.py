@@ -76,7 +76,7 @@ def training_memory(
     """
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
-    rehearsal = _Rehearsal(copy.deepcopy(network), patch, batch_size, device, precision, settings)
+    rehearsal = RandomSteps(copy.deepcopy(network), patch, batch_size, device, precision, settings)
     rehearsal.step()  # from now on there are gradients and an optimiser state
     own = [*rehearsal.network.parameters(), *rehearsal.network.buffers()]
     gradients = [each.grad for each in rehearsal.network.parameters() if each.grad is not None]
@@ -128,10 +128,10 @@ def measure_steps(
     """Take some steps and one before them that is not timed. Arguments as for `training_memory`; the network trains."""
     on_gpu = device.type == "cuda"
     # what torch loads at the first step is no part of a network's memory
-    _Rehearsal(nn.Conv3d(1, 2, 3, padding=1), (8, 8, 8), 1, device, precision, settings).step()
+    RandomSteps(nn.Conv3d(1, 2, 3, padding=1), (8, 8, 8), 1, device, precision, settings).step()
     parameters = 0 if on_gpu else _bytes([*network.parameters(), *network.buffers()])
     before = torch.cuda.memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
-    rehearsal = _Rehearsal(network, patch, batch_size, device, precision, settings)
+    rehearsal = RandomSteps(network, patch, batch_size, device, precision, settings)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
@@ -146,8 +146,17 @@ def measure_steps(
     return Measurement(statistics.median(seconds[1:]), after - before + parameters)
 
 
-class _Rehearsal:
-    """Training steps as a site takes them, on random patches."""
+class RandomSteps:
+    """Training steps as a site takes them, on random patches.
+
+    Args:
+        network: any module that maps (batch, 1, x, y, z) to logits (batch, classes, x, y, z); it trains.
+        patch: voxels along each axis.
+        batch_size: patches in a step.
+        device: where to take the steps.
+        precision: what they compute in.
+        settings: names the loss and the optimiser; none: the defaults.
+    """
 
     def __init__(
         self,
@@ -168,6 +177,7 @@ class _Rehearsal:
         self._clip = settings.gradient_clip
 
     def step(self) -> None:
+        """Forward, backward, and a step of the optimiser."""
         with self._precision.autocast():
             logits = self.network(self.images)
         self._precision.step(self._loss(logits, self._labels), self.network, self.optimizer, self._clip)

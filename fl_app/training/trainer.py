@@ -22,13 +22,11 @@ from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
-from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
+from fl_app.training.precision import MixedPrecision, guard_convolutions
 from fl_app.training.randomness import make_deterministic, start_stream
+from fl_app.training.trial import Way, usual_way
 
 Pairs = list[tuple[nn.Parameter, torch.Tensor]]  # each parameter, and the value that it is pulled to
-
-# measured: MONAI's U-Net is faster in this layout, other networks are slower (see docs/architecture.md)
-_CHANNELS_LAST = {"unet"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Steps:
 
 
 def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.Module:
-    """The job's network with its initial weights, as it computes best on a device.
+    """The job's network with its initial weights, on a device, in the usual layout.
 
     Args:
         job: the job.
@@ -58,10 +56,7 @@ def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.
         space = job.search.space
         found = DiscreteNetwork(space, read_architecture(architecture, space), len(job.data.labels), job.seed)
         return guard_convolutions(found).to(device)
-    network = guard_convolutions(build_network(job)).to(device)
-    if job.network.name in _CHANNELS_LAST:
-        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return network
+    return usual_way(job, device).laid_out(guard_convolutions(build_network(job)).to(device))
 
 
 class Trainer:
@@ -73,6 +68,7 @@ class Trainer:
         device: where to compute.
         stream: name of the random stream, such as the site's name.
         network: what to train; none: the job's own network.
+        way: how to compute; none: in the usual precision, and as the network lies in memory.
 
     Attributes:
         after_step: called after each optimiser step; what it raises ends the training.
@@ -85,14 +81,17 @@ class Trainer:
         device: torch.device,
         stream: str,
         network: nn.Module | None = None,
+        way: Way | None = None,
     ) -> None:
         if job.training.deterministic:
             make_deterministic()
         self.job = job
         self.device = device
         self.stream = stream
-        self.precision = MixedPrecision(choose_precision(job.training.precision, device), device)
+        self.precision = MixedPrecision((way or usual_way(job, device)).precision, device)
         self.network = ready_network(job, device) if network is None else guard_convolutions(network).to(device)
+        if way:
+            self.network = way.laid_out(self.network)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases_seen = len(cases)
         self._sampler = PatchSampler(

@@ -1,0 +1,149 @@
+"""Wall time to a mean validation Dice of 0.85 on the phantom cohort, 3 sites: a whole federation from its start.
+
+Ours is the quick job, as `fedspleen simulate` runs it, with an empty cache. The peer is FLARE's FedAvg recipe with
+MONAI's spleen tutorial at the sites (`benchmarks/peers/monai_tutorial_client.py`), in fp32 and with AMP: the same
+network, cases, split, spacing and patch size. Both run in FLARE's simulator on this machine, one after the other, with
+as many threads a site. A model's Dice counts when all sites have validated it. A peer is ended at the limit: the ratio
+is then a lower bound.
+
+    .venv/bin/python -m benchmarks.time_to_dice [--limit 1200] [--only fedspleen fp32 amp] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.timing import machine
+from fl_app.config import Job
+from fl_app.config_file import load_job
+from fl_app.data.phantom import make_cohort
+from fl_app.data.site_check import split_site
+from fl_app.processes import raise_on_signals, running
+from fl_app.result import read_result
+
+ROOT = Path(__file__).parent.parent
+QUICK = ROOT / "fl_app" / "jobs" / "quick.yaml"
+SITES = 3
+Reached = tuple[float | None, float]  # seconds until the wanted Dice, or none; the best Dice
+
+
+def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], list[float]], wanted: float) -> Reached:
+    """Run a federation until it has reached the wanted Dice, has ended, or the limit is over.
+
+    Args:
+        command: the federation.
+        folder: where it runs; its output goes to ``log`` there.
+        limit: seconds.
+        dice: mean validation Dice of the models so far.
+        wanted: the Dice to reach.
+    """
+    threads = str(max(1, len(os.sched_getaffinity(0)) // SITES))
+    environment = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    os.chdir(folder)
+    with running(command, folder / "log", environment) as process:
+        while time.monotonic() - started < limit:
+            ended = process.poll() is not None
+            best = max(dice(), default=0.0)
+            if best >= wanted:
+                return time.monotonic() - started, best
+            if ended:
+                break
+            time.sleep(0.5)
+    return None, max(dice(), default=0.0)
+
+
+def ours(folder: Path, cohort: Path, limit: float, wanted: float) -> Reached:
+    """The quick job."""
+    growing = folder / "out" / "result.json"
+
+    def dice() -> list[float]:
+        rounds = read_result(growing).rounds if growing.exists() else []
+        return [each.dice for each in rounds if each.dice is not None]
+
+    command = [sys.executable, "-m", "fl_app.cli", "simulate", "--config", str(QUICK)]
+    return follow([*command, "--data", str(cohort), "--out", "out"], folder, limit, dice, wanted)
+
+
+def peer(folder: Path, cohort: Path, limit: float, wanted: float, amp: bool) -> Reached:
+    """The recipe and the tutorial; many more rounds than it will have time for."""
+    scores = folder / "scores.jsonl"
+    (folder / "plan.json").write_text(json.dumps(plan(load_job(QUICK), cohort) | {"amp": amp, "scores": str(scores)}))
+
+    def dice() -> list[float]:
+        lines = scores.read_text().splitlines() if scores.exists() else []
+        rounds: dict[int, list[tuple[float, int]]] = {}
+        for score in map(json.loads, lines):
+            rounds.setdefault(score["round"], []).append((score["dice"], score["cases"]))
+        whole = [found for found in rounds.values() if len(found) == SITES]
+        return [sum(dice * cases for dice, cases in found) / sum(cases for _, cases in found) for found in whole]
+
+    script = ROOT / "benchmarks" / "peers" / "monai_tutorial.py"
+    return follow([sys.executable, str(script), str(folder), "2000", "plan.json"], folder, limit, dice, wanted)
+
+
+def plan(job: Job, cohort: Path) -> dict[str, object]:
+    """What the peer is to do, taken from our job."""
+    channels = job.network.channels
+    assert channels is not None
+    sites = {}
+    for number in range(1, SITES + 1):
+        parts = split_site(cohort / f"site-{number}", job.data, job.seed)
+        sites[f"site-{number}"] = {
+            part: [{"image": str(case.image), "label": str(case.label)} for case in parts[part]]
+            for part in ("training", "validation")
+        }
+    network = {
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 2,
+        "channels": list(channels),
+        "strides": [2] * (len(channels) - 1),
+        "num_res_units": job.network.residual_units,
+        "norm": ["instance", {"affine": True}],
+    }
+    return {"network": network, "sites": sites, "spacing_mm": job.data.spacing_mm, "patch": job.data.patch_voxels}
+
+
+def main(wanted: float, limit: float, only: list[str], report: Path | None) -> None:
+    """Run what is asked for, one after the other."""
+    found: dict[str, dict[str, float | None]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        cohort = Path(place) / "cohort"
+        make_cohort(cohort, sites=SITES)
+        for name in only:
+            folder = Path(place) / name
+            folder.mkdir()
+            if name == "fedspleen":
+                seconds, best = ours(folder, cohort, limit, wanted)
+            else:
+                seconds, best = peer(folder, cohort, limit, wanted, amp=name == "amp")
+            told = f"Dice {wanted} after {seconds:.0f} s" if seconds else f"not reached by {limit:.0f} s"
+            print(f"{name:10} {told} (best mean validation Dice {best:.3f})", flush=True)
+            found[name] = {"seconds": seconds, "limit": limit, "best_dice": best}
+            if seconds is None:
+                print((folder / "log").read_text()[-600:] if best == 0 else "", flush=True)
+    base = found.get("fedspleen", {}).get("seconds")
+    for name in only:
+        if base and name != "fedspleen":
+            other = found[name]["seconds"]
+            print(f"{name}: {'' if other else 'more than '}{(other or limit) / base:.1f} times as long as fedspleen")
+    if report:
+        report.write_text(json.dumps({"dice": wanted, "runs": found, "machine": machine()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dice", type=float, default=0.85)
+    parser.add_argument("--limit", type=float, default=1200, help="seconds for each")
+    parser.add_argument("--only", nargs="+", default=["fedspleen", "fp32", "amp"], choices=["fedspleen", "fp32", "amp"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    raise_on_signals()
+    report = options.json.absolute() if options.json else None
+    main(options.dice, options.limit, options.only, report)
