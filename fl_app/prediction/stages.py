@@ -23,9 +23,9 @@ from fl_app.prediction.grid import Box, Grid, prepared_grid, resample, stacking_
 from fl_app.prediction.outputs import geometry_header, write_slab, writing_nifti
 from fl_app.prediction.scan import Scan
 from fl_app.prediction.slabs import SlabFile, slab_ranges
-from fl_app.prediction.windows import Windows
 from fl_app.training.evaluation import most_probable
 from fl_app.training.precision import MixedPrecision
+from fl_app.training.windows import Windows
 
 Advance = Callable[[float], None]  # told the share that is done, 0 to 1
 

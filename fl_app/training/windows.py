@@ -1,6 +1,7 @@
 """Windowed inference that keeps one row of windows in memory, whatever the volume's length.
 
-The same windows and weights as MONAI's `sliding_window_inference`, whose sums span the whole volume.
+The same windows and weights as MONAI's `sliding_window_inference`, whose sums span the whole volume. The network sees
+an empty window (air, and what is darker than the HU window) once: all others of that kind have the same answer.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Windows:
         mirrored: tuple[int, ...],
         read: ReadPlanes,
         precision: MixedPrecision,
-        advance: Callable[[int], None],
+        advance: Callable[[int], None] = lambda windows: None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first plane, probabilities (1 + organs, x, y, z) float32) from the first plane to the last.
 
@@ -70,19 +71,27 @@ class Windows:
         held[axis] = self.patch[axis]
         sums = torch.zeros(self._channels, *held, device=device)
         norm = torch.zeros(1, *held, device=device)
+        empty: torch.Tensor | None = None  # weighted logits of an empty window
         starts = [row[0][axis].start for row in self.rows]
         for start, following, row in zip(starts, [*starts[1:], self._padded[axis]], self.rows, strict=True):
             image = self._read_padded(read, start, start + held[axis]).to(device, torch.float32)
-            for batch in _batches(row, 4 if device.type == "cuda" else 1):
-                boxes = [
-                    (slice(None), *(slice(None) if each == axis else part for each, part in enumerate(window)))
-                    for window in batch
-                ]
-                logits = _mirrored(network, torch.stack([image[box] for box in boxes]), mirrored, precision)
-                for box, values in zip(boxes, logits, strict=True):
-                    sums[box] += values * weights
-                    norm[box] += weights
+            boxes = [
+                (slice(None), *(slice(None) if each == axis else part for each, part in enumerate(window)))
+                for window in row
+            ]
+            for box in boxes:
+                norm[box] += weights
+            full, blank = ([box for box in boxes if bool(image[box].any()) is wanted] for wanted in (True, False))
+            for batch in _batches(full, 4 if device.type == "cuda" else 1):
+                logits = _mirrored(network, torch.stack([image[box] for box in batch]), mirrored, precision)
+                for box, values in zip(batch, logits, strict=True):
+                    sums[box].addcmul_(values, weights)
                 advance(len(batch))
+            for box in blank:
+                if empty is None:
+                    empty = _mirrored(network, image[box][None], mirrored, precision)[0] * weights
+                sums[box] += empty
+            advance(len(blank))
             yield from self._finished(start, following - start, sums, norm)
             sums, norm = (_shifted(values, axis + 1, following - start) for values in (sums, norm))
 
@@ -116,9 +125,9 @@ def _shifted(values: torch.Tensor, axis: int, planes: int) -> torch.Tensor:
     return torch.cat([kept, torch.zeros_like(values.narrow(axis, 0, planes))], axis)
 
 
-def _batches(row: list[tuple[slice, ...]], size: int) -> Iterator[list[tuple[slice, ...]]]:
-    for start in range(0, len(row), size):
-        yield row[start : start + size]
+def _batches(boxes: list[tuple[slice, ...]], size: int) -> Iterator[list[tuple[slice, ...]]]:
+    for start in range(0, len(boxes), size):
+        yield boxes[start : start + size]
 
 
 def _mirrored(
