@@ -75,7 +75,8 @@ def main() -> None:
     monai_network = build_network(same).eval()
     monai_network.load_state_dict(network.state_dict())
     fast = MixedPrecision(choose_precision("auto", CPU), CPU)
-    print(f"prepared: {' x '.join(map(str, case.image.shape[1:]))}; {steps.steps} steps of training, {steps.seconds:.0f} s")
+    grid = " x ".join(map(str, case.image.shape[1:]))
+    print(f"prepared: {grid}; {steps.steps} steps of training, {steps.seconds:.0f} s", flush=True)
 
     def monai() -> torch.Tensor:
         with torch.no_grad():
