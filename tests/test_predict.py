@@ -156,13 +156,37 @@ def test_windows_blend_as_in_monai(axis, shape):
     expected = by_monai(network, image, job)
     done = []
     windows = Windows(shape, axis, job)
+    (whole,) = windows.tiles()
     planes = windows.predict(
-        network, (), lambda a, b: image.narrow(axis + 1, a, b - a), MixedPrecision("fp32", CPU), done.append
+        network, (), lambda box: image[(slice(None), *box)], MixedPrecision("fp32", CPU), whole, done.append
     )
     starts, parts = zip(*planes, strict=True)
     assert torch.allclose(torch.cat(parts, axis + 1), expected, atol=1e-5)
     assert list(starts) == [0, *np.cumsum([part.shape[axis + 1] for part in parts])[:-1]]
-    assert sum(done) == windows.count
+    assert sum(done) == windows.count(whole)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_no_seam_shows_between_tiles(axis, pieces, monkeypatch):
+    """To the last bit: each tile sees all windows that reach into it."""
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "instance"))
+    network = ready_network(job, CPU).eval()
+    image = torch.rand(1, 40, 37, 25, generator=torch.Generator().manual_seed(0))
+    expected = predict(network, image, job, MixedPrecision("fp32", CPU))
+    windows = Windows((40, 37, 25), axis, job)
+    monkeypatch.setattr("fl_app.training.windows.TILE_BYTES", 4 * 4 * job.data.patch_voxels[axis] * 15**2)
+    tiles = windows.tiles(pieces)
+    assert len(tiles) >= 4 * min(pieces, 2)
+    found = torch.full_like(expected, torch.nan)
+    for tile in tiles:
+        for first, part in windows.predict(
+            network, (), lambda box: image[(slice(None), *box)], MixedPrecision("fp32", CPU), tile
+        ):
+            place = list(tile)
+            place[axis] = slice(first, first + part.shape[axis + 1])
+            found[(slice(None), *place)] = part
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_the_network_sees_an_empty_window_once_and_nothing_changes():
@@ -174,8 +198,9 @@ def test_the_network_sees_an_empty_window_once_and_nothing_changes():
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(bool(inputs[0].any())))
     found = predict(network, image, job, MixedPrecision("fp32", CPU))
+    windows = Windows((60, 33, 20), 2, job)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert seen.count(False) == 1 and len(seen) < Windows((60, 33, 20), 2, job).count / 2
+    assert seen.count(False) == 1 and len(seen) < windows.count(windows.tiles()[0]) / 2
 
 
 def test_flips_average_the_probabilities_of_mirrored_scans(tmp_path, model):
@@ -192,7 +217,7 @@ def test_flips_average_the_probabilities_of_mirrored_scans(tmp_path, model):
         expected += by_monai(network, case.image, job) / 4
     (tmp_path / "scratch").mkdir()
     flipped.predict(NiftiScan(image, tmp_path / "scratch"), tmp_path / "scratch")
-    stored = np.fromfile(tmp_path / "scratch" / "probabilities", np.float32)
+    stored = np.fromfile(tmp_path / "scratch" / "probabilities-0", np.float32)
     got = np.moveaxis(stored.reshape(expected.shape[3], 3, *expected.shape[1:3]), 0, 3)
     assert np.abs(got - expected.numpy()).max() < 1e-5
 

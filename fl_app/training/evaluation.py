@@ -20,7 +20,8 @@ def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedP
     """Probabilities (1 + organs, x, y, z) float32 on the device, for a prepared image (1, x, y, z)."""
     network.eval()
     x, y, z = image.shape[1:]
-    planes = Windows((x, y, z), 2, job).predict(network, (), lambda start, stop: image[..., start:stop], precision)
+    windows, whole = Windows((x, y, z), 2, job), (slice(0, x), slice(0, y), slice(0, z))
+    planes = windows.predict(network, (), lambda box: image[(slice(None), *box)], precision, whole)
     return torch.cat([part for _, part in planes], dim=3)
 
 
