@@ -92,7 +92,9 @@ def model(tmp_path):
 
 def run(model, inputs, out, **options):
     settings = {"probabilities": False, "flips": False, "largest_component": False, "evaluate": None}
-    command(model, inputs, out, **{**settings, "overwrite": False, "device": "cpu", **options})
+    command(
+        model, inputs, out, **{**settings, "overwrite": False, "device": "cpu", "workers": 0, "slurm": None, **options}
+    )
 
 
 def in_memory(predictor, image, label):
