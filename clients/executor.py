@@ -22,8 +22,9 @@ from clients.signs import Aborted, Signs
 from clients.state import forget_old
 from clients.work import SiteWork
 from fl_app.config import Job
-from fl_app.messages import TASKS
+from fl_app.messages import TASKS, WHOLE
 from fl_app.site import load_site
+from fl_app.transfer import ModelNotHeldError
 
 _REPLY_SHARE, _LEAST_REPLY_SECONDS = 1 / 30, 15.0  # of the round's time limit; without any byte of the reply
 
@@ -68,6 +69,8 @@ class SiteExecutor(Executor):
             self._signs.begin(abort_signal)
             values, report = self._work.do(task_name, dxo.data, dxo.meta)
             return DXO(DataKind.WEIGHT_DIFF, data=values, meta={"report": report}).to_shareable()
+        except ModelNotHeldError:
+            return make_reply(ReturnCode.EXECUTION_EXCEPTION, {WHOLE: True})
         except Aborted:
             return make_reply(ReturnCode.TASK_ABORTED)
         except Exception as error:  # whatever happens: the server gets an answer, the log the cause

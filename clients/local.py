@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from clients.incoming import Incoming
 from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.messages import TrainReport, Validation
 from fl_app.training.reporting import train_report, validation_report
 from fl_app.training.trainer import Trainer
+from fl_app.transfer import Rounding
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -47,7 +49,10 @@ class LocalNetwork:
         self._job = job
         self._data = data
         self._rounds = rounds
-        self._state = SiteState(state)
+        bits = job.federation.transfer_bits
+        self.incoming = Incoming(bits, trainer.shared_values())
+        self._rounding = Rounding(bits) if bits < 32 else None
+        self._state = SiteState(state, self._rounding)
         self._ditto_state = SiteState(state / "ditto" if state else None)
         self._ditto_begun = False
         self._scored: Validation | None = None  # of the network as it stands
@@ -61,8 +66,9 @@ class LocalNetwork:
         return None if None in restored else all(restored)
 
     def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
-        """One round; the differences of the values that travel, and a report."""
+        """One round; the differences of the values that travel, as they travel, and a report."""
         number, best, steps = int(facts["round"]), int(facts["best_round"]), self._job.training.steps_per_round
+        values = self.incoming.model(values, facts)
         self.load(values)
         received = self.score()
         if self.ditto and not self._ditto_begun:
@@ -71,15 +77,16 @@ class LocalNetwork:
         trained = self.trainer.train(number, steps, self._rounds)
         if steps:
             self._scored = None
+        now = self.trainer.shared_values()
+        differences = {name: now[name] - values[name] for name in now}
+        sent = self._rounding.encode(differences) if self._rounding else differences
         self._state.keep(self.trainer, number, best)
         if self.ditto:
             pull = (self._job.personal.ditto, values)
             self.ditto.train(number, steps, self._rounds, pull)
             self._ditto_state.keep(self.ditto, number, best)
-        now = self.trainer.shared_values()
         _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
-        report = train_report(number, trained, len(self._data.training), received)
-        return {name: now[name] - values[name] for name in now}, report
+        return sent, train_report(number, trained, len(self._data.training), received)
 
     def restore_ditto(self, number: int) -> None:
         """Put the site's own model back to where it was after a round."""

@@ -13,6 +13,7 @@ import torch
 
 from fl_app.files import replacing
 from fl_app.training.trainer import Trainer
+from fl_app.transfer import Rounding
 
 _KEPT = 2
 _OLD_SECONDS = 30 * 24 * 3600
@@ -35,10 +36,12 @@ class SiteState:
 
     Args:
         folder: for the files; none: nothing is written.
+        rounding: of the site's updates; what it has rounded off is part of the state. None: nothing is rounded.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, rounding: Rounding | None = None) -> None:
         self._folder = folder
+        self._rounding = rounding
         self._local: dict[int, Values] = {}
 
     def local_values(self, number: int) -> Values:
@@ -53,7 +56,8 @@ class SiteState:
         if self._folder is None:
             return
         content = BytesIO()
-        torch.save({"local": self._local, "optimizer": trainer.optimizer_state()}, content)
+        rest = self._rounding.rest if self._rounding else {}
+        torch.save({"local": self._local, "optimizer": trainer.optimizer_state(), "rest": rest}, content)
         with replacing(self._path(number)) as temporary:
             temporary.write_bytes(content.getbuffer())
         for old in self._kept(number)[:-_KEPT]:
@@ -75,6 +79,8 @@ class SiteState:
             self._local = state["local"]
             trainer.load(self.local_values(number))
             trainer.restore_optimizer(state["optimizer"])
+            if self._rounding:
+                self._rounding.rest = state["rest"]
         except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
             _logger.warning(f"the state after round {number} cannot be restored; training goes on without: {error}")
             # the best round's layers are lost with it: those of today stand in for them

@@ -161,7 +161,7 @@ class SiteWork:
 
     def _validate(self, values: Values, facts: Facts) -> tuple[Values, ValidationReport]:
         network = self._network(facts)
-        network.load(values)
+        network.load(network.incoming.model(values, facts))
         return {}, ValidationReport(received=network.score())
 
     def _test(self, values: Values, facts: Facts) -> tuple[Values, TestReport]:

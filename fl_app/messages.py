@@ -3,6 +3,7 @@
     task       to the site                              back from the site
     prepare    -                                        SiteReady: counts, device, versions
     train      round, values of the model before it     TrainReport + differences of the values, weighted later
+               (fewer bits: their change; see `transfer`)
     validate   values of the last model                 ValidationReport
     test       values of the best model                 TestReport
     propose    a memory budget                          ProposeReport: the network that this site likes best in it
@@ -13,9 +14,9 @@
 Every task also brings the last finished rounds, by network. A site whose process was started anew in mid-job prepares
 itself from that before it does any other task, and puts its SiteReady, as ``ready``, beside its reports.
 
-Values and differences are torch tensors by name (CPU, float32). Everything else is one of the reports below,
-sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a header field or
-a value of a single case. A site that cannot do a task answers with a `SiteFailure`, whose text is fixed.
+Values and differences are torch tensors by name (CPU, float32; or bytes: `fl_app.transfer`). Everything else is one of
+the reports below, sent as a plain dictionary and validated on arrival. No report holds a path, a file or case name, a
+header field or a value of a single case. A site that cannot do a task answers with a `SiteFailure` of fixed text.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ PROPOSE, SCORE, DERIVE, PERSONALISE = "propose", "score", "derive", "personalise
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 SIGN_TOPIC = "fedspleen.sign"  # a site is alive; how many steps it has done since it got the task
 SIGN_SECONDS = 2.0  # between two such signs
+WHOLE = "fedspleen_whole"  # in a reply: the site does not hold the model that the task's change begins at
 SITE_TOPIC = "fedspleen.site"  # within the server: shall this site have the job again? has it got it?
 PROGRESS = "fedspleen"  # under this name FLARE's show_stats tells an administrator the growing result
 # which network a task is about: the job's own, the supernet of a search, those that were found

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from fl_app.config import Job
 from fl_app.errors import UserError
 from fl_app.result import Result
 from fl_app.site import SiteSettings
+from fl_app.transfer import ModelNotHeldError
 from server.channel import Answer, Channel, Payload
 from server.exchange import Exchange
 from server.workflow import Workflow
@@ -41,13 +43,21 @@ class Rehearsal:
             if exchange.is_over():
                 break
             try:
-                values, report = self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
+                values, report = self._do(site, task, payload)
             except Exception as error:
                 _logger.warning(f"{task} failed at {site}", exc_info=True)
                 exchange.receive(site, partial(str, classify(error).sentence))
                 continue
             exchange.receive(site, partial(answer, site, _copies(values), report))
         exchange.close()
+
+    def _do(self, site: str, task: str, payload: Payload) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        try:
+            return self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
+        except ModelNotHeldError:
+            if payload.whole is None:
+                raise
+        return self._do(site, task, payload.whole(site))
 
 
 def rehearse(job: Job, sites: Mapping[str, SiteSettings], out: Path, channel: Channel | None = None) -> Result:

@@ -16,10 +16,17 @@ Answer = Callable[[str, Values, dict[str, Any]], str | None]  # site, values, re
 
 @dataclass(frozen=True)
 class Payload:
-    """What a task brings to a site: tensors by name, and a few plain facts."""
+    """What a task brings to a site.
+
+    Attributes:
+        values: tensors by name.
+        facts: a few plain ones.
+        whole: if the values are the change of a model: what a site gets that does not hold it, by the site's name.
+    """
 
     values: Values = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    whole: Callable[[str], Payload] | None = None
 
 
 class Channel(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from fl_app.errors import FederationError
-from fl_app.messages import BELL_TOPIC, SiteFailure
+from fl_app.messages import BELL_TOPIC, WHOLE, SiteFailure
 from fl_app.under_way import UnderWay
 from server.channel import Answer, Payload
 from server.exchange import Exchange
@@ -37,17 +38,23 @@ class FlareChannel:
         self._news = threading.Event()
         self._exchange: Exchange | None = None
         self._about = ("", "")  # the task, and which network it is about
+        self._again: queue.SimpleQueue[tuple[str, Payload]] = queue.SimpleQueue()  # who gets a model whole
         self._gone: set[str] = set()  # silent since an earlier exchange: not waited for anew in each
 
     def ask(self, task: str, payloads: Mapping[str, Payload], exchange: Exchange, answer: Answer) -> None:
         """See `Channel`. Sites that are not connected get the task when they are."""
         self._exchange = exchange
         self._about = (task, next((str(each.facts.get("network", "")) for each in payloads.values()), ""))
-        missing = set(payloads)
+        payloads, missing = dict(payloads), set(payloads)
+        self._again = queue.SimpleQueue()
         tasks: list[Task] = []
         while not exchange.is_over():
             if self._abort.triggered:
                 raise FederationError("the job was aborted")
+            while not self._again.empty():
+                site, whole = self._again.get()
+                payloads[site] = whole
+                missing.add(site)
             connected = missing & {client.name for client in self._context.get_engine().get_clients()}
             if connected or not tasks:
                 tasks += self._send_each(task, {site: payloads[site] for site in connected}, exchange, answer)
@@ -89,9 +96,12 @@ class FlareChannel:
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             site, reply = client_task.client.name, client_task.result
             client_task.result = None  # FLARE would keep every site's tensors until the round ends
-            reason = exchange.receive(site, lambda: _read(site, reply, answer))
-            if reason:
-                self._controller.logger.warning(f"{name}: {site} is left out: {reason}")
+            if payload.whole and reply.get_header(WHOLE):
+                self._again.put((site, payload.whole(site)))
+            else:
+                reason = exchange.receive(site, lambda: _read(site, reply, answer))
+                if reason:
+                    self._controller.logger.warning(f"{name}: {site} is left out: {reason}")
             self._news.set()
 
         data = DXO(DataKind.WEIGHTS, data=payload.values, meta=dict(payload.facts)).to_shareable()

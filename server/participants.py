@@ -85,13 +85,10 @@ class Participants:
             patient=task == PREPARE,
         )
         # sites that shared a payload still share one
-        rounds = {"rounds": dict(self._rounds())}
-        whole = {id(each): Payload(each.values, {**each.facts, **rounds}) for each in payloads.values()}
+        complete = {id(each): self._complete(task, each) for each in payloads.values()}
         for payload in {id(each): each for each in payloads.values()}.values():
-            to = ", ".join(site for site, each in payloads.items() if each is payload)
-            facts = {key: payload.facts.get(key) for key in ("network", "round")}
-            self._trail.write("sent", task=task, sites=to, **facts, **traces(payload.values))
-        self._channel.ask(task, {site: whole[id(each)] for site, each in payloads.items()}, exchange, take)
+            self._sent(task, [site for site, each in payloads.items() if each is payload], payload)
+        self._channel.ask(task, {site: complete[id(each)] for site, each in payloads.items()}, exchange, take)
         for site in exchange.good:
             self._starts.pop(site, None)
         for site in exchange.unanswered:
@@ -101,6 +98,24 @@ class Participants:
                     "its engineer finds more in the site's own log"
                 )
         return exchange
+
+    def _complete(self, task: str, payload: Payload) -> Payload:
+        """The payload with what every task brings."""
+        facts = {**payload.facts, "rounds": dict(self._rounds())}
+        whole = payload.whole
+        if whole is None:
+            return Payload(payload.values, facts)
+
+        def again(site: str) -> Payload:
+            resent = whole(site)
+            self._sent(task, [site], resent)
+            return self._complete(task, resent)
+
+        return Payload(payload.values, facts, again)
+
+    def _sent(self, task: str, sites: Sequence[str], payload: Payload) -> None:
+        facts = {key: payload.facts.get(key) for key in ("network", "round")}
+        self._trail.write("sent", task=task, sites=", ".join(sites), **facts, **traces(payload.values))
 
     def started(self, site: str) -> None:
         """A site's process has been started anew."""

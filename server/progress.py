@@ -13,6 +13,7 @@ from server.record import Record
 from server.search import SearchState
 from server.training import Standing
 
+_REST = "rest:"  # before the names of what was rounded off
 _logger = logging.getLogger(__name__)
 
 
@@ -63,8 +64,9 @@ class Progress:
             prefix = f"{network}/"
             own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
             best = told["best"]
+            rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
             self._standings[network] = Standing(
-                own, told["round"], (int(best[0]), float(best[1])) if best else None, told["norms"]
+                own, told["round"], (int(best[0]), float(best[1])) if best else None, told["norms"], rest
             )
         _logger.info(f"going on after {self.rounds}")
 
@@ -82,7 +84,7 @@ class Progress:
         values = {
             f"{network}/{name}": value
             for network, standing in self._standings.items()
-            for name, value in standing.values.items()
+            for name, value in _named(standing).items()
         }
         standings = {
             network: {"round": each.round, "best": each.best, "norms": each.norms}
@@ -96,3 +98,7 @@ class Progress:
     def clear(self) -> None:
         """Remove the checkpoints: the job needs them no more."""
         self._checkpoints.clear()
+
+
+def _named(standing: Standing) -> Values:
+    return standing.values | {_REST + name: value for name, value in standing.rest.items()}

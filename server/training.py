@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fl_app.config import Job
 from fl_app.errors import FederationError
-from fl_app.messages import TRAIN, VALIDATE, TrainReport, Validation, ValidationReport, payload_bytes
+from fl_app.messages import MAIN, TRAIN, VALIDATE, TrainReport, Validation, ValidationReport, payload_bytes
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.result import software_versions
+from fl_app.transfer import decode
 from server.aggregation import Weight, build_aggregate
 from server.channel import Payload, Values
 from server.guard import Claim, Guard
+from server.outgoing import Outgoing
 from server.participants import Participants
 from server.record import RoundLog
 
@@ -37,12 +39,14 @@ class Standing:
         round: the last finished round.
         best: round and value of the best model so far, or none.
         norms: lengths of the last rounds' updates, for the guard.
+        rest: what was rounded off the model's changes, for the next one.
     """
 
     values: Values
     round: int = 0
     best: tuple[int, float] | None = None
     norms: list[dict[str, float]] = field(default_factory=list)
+    rest: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class Training:
         self._log = log
         self._architectures = architectures
         self._travels = sorted({name for names in plan.held.values() for name in names})
+        # of a supernet each site trains another part in each round: that travels as it is
+        self._bits = 32 if plan.partial else job.federation.transfer_bits
+        self._outgoing = Outgoing(self._bits, standing.round == 0 and plan.network == MAIN, standing.rest)
         self._guard = Guard(plan.steps, sites.cases, job.federation.norm_factor, standing.norms)
 
     def train_round(self) -> None:
@@ -110,7 +117,8 @@ class Training:
         settings = self._job.federation
         like = {name: self.standing.values[name] for name in self._travels}
         aggregate = build_aggregate(settings.aggregator, like, self.plan.held, settings.tolerated_sites)
-        payloads = self._payloads(number, first=self.standing.round == 0)
+        resent: list[str] = []
+        payloads = self._payloads(number, resent.append, first=self.standing.round == 0)
         shares, scores = dict[str, int](), dict[str, Validation]()
         self._guard.begin(number, like)
 
@@ -118,7 +126,9 @@ class Training:
             trained = TrainReport.model_validate(report)
             expected = self._expected(site, trained)
             claim = Claim(trained.round, trained.steps, trained.training_cases)
-            reason = self._guard.admit(site, values, claim, {name: like[name].shape for name in expected})
+            shapes = {name: like[name].shape for name in expected}
+            arrived, values = payload_bytes(values), decode(values, shapes, self._bits) if self._bits < 32 else values
+            reason = self._guard.admit(site, values, claim, shapes)
             if reason:
                 return reason
             share = self._share(site, trained)
@@ -129,7 +139,9 @@ class Training:
             shares[site] = share
             if trained.received:
                 scores[site] = trained.received
-            self._log.site_trained(site, trained, payload_bytes(payloads[site].values), payload_bytes(values))
+            held = {name: like[name] for name in self.plan.held[site]}
+            received = payload_bytes(payloads[site].values) + (payload_bytes(held) if site in resent else 0)
+            self._log.site_trained(site, trained, received, arrived)
             _logger.info(f"{self.plan.network}, round {number}: {site} loss {trained.loss}, {trained.steps} steps")
             return None
 
@@ -137,7 +149,8 @@ class Training:
         exchange = self._sites.ask(TRAIN, payloads, answer)
         self._choose(number - 1, scores)
         self._sites.require_quorum(exchange, f"in round {number}")
-        self.standing.values |= aggregate.apply()
+        self.standing.values |= self._outgoing.settle(like, aggregate.apply())
+        self.standing.rest = self._outgoing.rest
         self.standing.round, self.standing.norms = number, self._guard.norms
         self._save("last", number, None)
         seconds = time.monotonic() - started
@@ -160,7 +173,9 @@ class Training:
         self._choose(number, scores)
         self._sites.require_quorum(exchange, "when the last model was validated")
 
-    def _payloads(self, number: int, first: bool = False) -> dict[str, Payload]:
+    def _payloads(
+        self, number: int, resent: Callable[[str], None] = lambda site: None, first: bool = False
+    ) -> dict[str, Payload]:
         """What each site gets; sites that hold the same share one object."""
         made: dict[tuple[Names, Names, str], Payload] = {}
         together: dict[str, Payload] = {}
@@ -169,11 +184,10 @@ class Training:
             own, architecture = self.plan.own.get(site, ()), self.plan.architectures.get(site, "")
             key = held, own, architecture
             if key not in made:
-                names = (*held, *own) if first else held
                 # the best round so far: a site keeps what never leaves it as it was then
                 facts = {"network": self.plan.network, "round": number, "best_round": best}
                 facts |= {"own": list(own), "architecture": architecture}
-                made[key] = Payload({name: self.standing.values[name] for name in names}, facts)
+                made[key] = self._outgoing.payload(self.standing.values, held, own if first else (), facts, resent)
             together[site] = made[key]
         return together
 

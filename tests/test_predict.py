@@ -27,10 +27,10 @@ from fl_app.prediction.predictor import Predictor
 from fl_app.prediction.scan import NiftiScan
 from fl_app.prediction.scores import hausdorff95_mm
 from fl_app.prediction.slabs import SlabFile
-from fl_app.prediction.windows import Windows
 from fl_app.training.evaluation import predict, to_native_grid
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.trainer import ready_network
+from fl_app.training.windows import Windows
 from tests.federation import fedspleen
 from tests.volumes import AFFINE, make_ct, write_nifti
 
@@ -92,7 +92,9 @@ def model(tmp_path):
 
 def run(model, inputs, out, **options):
     settings = {"probabilities": False, "flips": False, "largest_component": False, "evaluate": None}
-    command(model, inputs, out, **{**settings, "overwrite": False, "device": "cpu", **options})
+    command(
+        model, inputs, out, **{**settings, "overwrite": False, "device": "cpu", "workers": 0, "slurm": None, **options}
+    )
 
 
 def in_memory(predictor, image, label):
@@ -138,22 +140,69 @@ def test_probabilities_differ_from_those_in_memory_by_less_than_1e4(tmp_path, na
         assert np.abs(np.asarray(got.dataobj)[box] - found[number].numpy()).max() < 1e-4
 
 
+def by_monai(network, image, job):
+    """The plain way: probabilities, with sums that span the whole volume."""
+    with torch.no_grad():
+        logits = sliding_window_inference(
+            image[None].float(), job.data.patch_voxels, 1, network, job.evaluation.overlap, "gaussian"
+        )
+    return logits[0].softmax(0)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(20, 33, 41), (10, 9, 5), (16, 16, 8), (40, 16, 7)])
 def test_windows_blend_as_in_monai(axis, shape):
     job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group"))
     network = ready_network(job, CPU).eval()
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
-    expected = predict(network, image, job, MixedPrecision("fp32", CPU))
+    expected = by_monai(network, image, job)
     done = []
     windows = Windows(shape, axis, job)
+    (whole,) = windows.tiles()
     planes = windows.predict(
-        network, (), lambda a, b: image.narrow(axis + 1, a, b - a), MixedPrecision("fp32", CPU), done.append
+        network, (), lambda box: image[(slice(None), *box)], MixedPrecision("fp32", CPU), whole, done.append
     )
     starts, parts = zip(*planes, strict=True)
     assert torch.allclose(torch.cat(parts, axis + 1), expected, atol=1e-5)
     assert list(starts) == [0, *np.cumsum([part.shape[axis + 1] for part in parts])[:-1]]
-    assert sum(done) == windows.count
+    assert sum(done) == windows.count(whole)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_no_seam_shows_between_tiles(axis, pieces, monkeypatch):
+    """To the last bit: each tile sees all windows that reach into it."""
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "instance"))
+    network = ready_network(job, CPU).eval()
+    image = torch.rand(1, 40, 37, 25, generator=torch.Generator().manual_seed(0))
+    expected = predict(network, image, job, MixedPrecision("fp32", CPU))
+    windows = Windows((40, 37, 25), axis, job)
+    monkeypatch.setattr("fl_app.training.windows.TILE_BYTES", 4 * 4 * job.data.patch_voxels[axis] * 15**2)
+    tiles = windows.tiles(pieces)
+    assert len(tiles) >= 4 * min(pieces, 2)
+    found = torch.full_like(expected, torch.nan)
+    for tile in tiles:
+        for first, part in windows.predict(
+            network, (), lambda box: image[(slice(None), *box)], MixedPrecision("fp32", CPU), tile
+        ):
+            place = list(tile)
+            place[axis] = slice(first, first + part.shape[axis + 1])
+            found[(slice(None), *place)] = part
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_the_network_sees_an_empty_window_once_and_nothing_changes():
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group"))
+    network = ready_network(job, CPU).eval()
+    image = torch.zeros(1, 60, 33, 20)
+    image[:, 30:40, 10:20, 3:9] = torch.rand(1, 10, 10, 6, generator=torch.Generator().manual_seed(0))
+    expected = by_monai(network, image, job)
+    seen = []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(bool(inputs[0].any())))
+    found = predict(network, image, job, MixedPrecision("fp32", CPU))
+    windows = Windows((60, 33, 20), 2, job)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert seen.count(False) == 1 and len(seen) < windows.count(windows.tiles()[0]) / 2
 
 
 def test_flips_average_the_probabilities_of_mirrored_scans(tmp_path, model):
@@ -167,14 +216,10 @@ def test_flips_average_the_probabilities_of_mirrored_scans(tmp_path, model):
         def network(patches, axes=axes):
             return plain.network(patches.flip(axes)).flip(axes)
 
-        with torch.no_grad():
-            logits = sliding_window_inference(
-                case.image[None].float(), job.data.patch_voxels, 1, network, job.evaluation.overlap, "gaussian"
-            )
-        expected += logits[0].softmax(0) / 4
+        expected += by_monai(network, case.image, job) / 4
     (tmp_path / "scratch").mkdir()
     flipped.predict(NiftiScan(image, tmp_path / "scratch"), tmp_path / "scratch")
-    stored = np.fromfile(tmp_path / "scratch" / "probabilities", np.float32)
+    stored = np.fromfile(tmp_path / "scratch" / "probabilities-0", np.float32)
     got = np.moveaxis(stored.reshape(expected.shape[3], 3, *expected.shape[1:3]), 0, 3)
     assert np.abs(got - expected.numpy()).max() < 1e-5
 

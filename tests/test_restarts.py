@@ -126,7 +126,8 @@ def make_job(folder, name="job", **federation):
 
 @pytest.fixture(scope="module")
 def job(consortium):
-    return make_job(consortium.folder)
+    # changes of the model both ways: whoever lost the model before needs it whole
+    return make_job(consortium.folder, transfer_bits=3)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fl_app.cli.console import open_console
-from fl_app.errors import DataError
+from fl_app.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from fl_app.prediction.session import Outcome
+    from fl_app.prediction.inputs import Input
+    from fl_app.prediction.predictor import Predictor
+    from fl_app.prediction.session import Outcome, Outputs
     from fl_app.prediction.stages import Advance
 
 
@@ -25,7 +27,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A model file, such as model/best.safetensors.", show_default=False)],
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="NIfTI files, folders of them, folders of a DICOM series each."),
+        typer.Argument(
+            metavar="INPUT...", help="NIfTI files, folders of them, .zarr arrays, folders of a DICOM series each."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder for the label maps.", show_default=False)],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write each organ's.")] = False,
@@ -40,18 +44,50 @@ def predict(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label maps that exist.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes on this machine that share the tiles.")] = 0,
+    slurm: Annotated[
+        Path | None, typer.Option(help="Settings of Slurm jobs that share the tiles (YAML).", show_default=False)
+    ] = None,
 ) -> None:
     """Segment new scans: NAME_label.nii.gz on the scan's own grid, or NAME_seg.dcm for DICOM; organ volumes in mL."""
     from fl_app.prediction.inputs import find_inputs
     from fl_app.prediction.predictor import Predictor
     from fl_app.prediction.scores import find_labels
-    from fl_app.prediction.session import SCORES, VOLUMES, plan_outputs, predict_input
+    from fl_app.prediction.session import SCORES, VOLUMES, plan_outputs
     from fl_app.training.device import choose_device
 
-    predictor = Predictor(model, choose_device(device), flips, largest_component)
-    scans = find_inputs(inputs)
-    truths = find_labels(scans, evaluate) if evaluate else {}
-    planned = plan_outputs(scans, predictor.organs, out, probabilities, overwrite)
+    if workers and slurm:
+        raise UsageError("--workers and --slurm: choose one of them")
+    with ExitStack() as stack:
+        spread = None
+        if workers or slurm:
+            from fl_app.prediction.workers import local_workers, read_slurm_settings, slurm_workers
+
+            where = (model, device, flips)
+            manager = slurm_workers(read_slurm_settings(slurm), *where) if slurm else local_workers(workers, *where)
+            spread = stack.enter_context(manager)
+        predictor = Predictor(model, choose_device(device), flips, largest_component, spread)
+        scans = find_inputs(inputs)
+        truths = find_labels(scans, evaluate) if evaluate else {}
+        planned = plan_outputs(scans, predictor.organs, out, probabilities, overwrite)
+        outcomes, failures = _predict_each(predictor, scans, planned, truths)
+    if outcomes:
+        tables = out / VOLUMES
+        if evaluate:
+            open_console().print(_table(outcomes))
+            tables = Path(f"{tables}, {out / SCORES}")
+        open_console().print(f"written: {tables}", soft_wrap=True)
+    if failures:
+        summary = f"{len(failures)} of {len(scans)} scans failed:\n" if len(scans) > 1 else ""
+        raise DataError(summary + "\n".join(failures))
+
+
+def _predict_each(
+    predictor: Predictor, scans: Sequence[Input], planned: Mapping[str, Outputs], truths: Mapping[str, Path]
+) -> tuple[list[Outcome], list[str]]:
+    """What came of the scans, and why others failed."""
+    from fl_app.prediction.session import predict_input
+
     console = open_console()
     outcomes, failures = [], []
     for scan in scans:
@@ -66,15 +102,7 @@ def predict(
         for warning in outcome.warnings:
             console.print(f"{scan.name}: caution: {warning}", style="bold yellow", soft_wrap=True)
         outcomes.append(outcome)
-    if outcomes:
-        tables = out / VOLUMES
-        if evaluate:
-            console.print(_table(outcomes))
-            tables = Path(f"{tables}, {out / SCORES}")
-        console.print(f"written: {tables}", soft_wrap=True)
-    if failures:
-        summary = f"{len(failures)} of {len(scans)} scans failed:\n" if len(scans) > 1 else ""
-        raise DataError(summary + "\n".join(failures))
+    return outcomes, failures
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from fl_app.prediction.predictor import Prediction, Predictor
 from fl_app.prediction.scan import Scan
 from fl_app.prediction.scores import OrganScore, score
 from fl_app.prediction.stages import Advance
+from fl_app.prediction.zarr_files import write_zarr
 from fl_app.versions import own_version
 
 VOLUMES, SCORES = "volumes.csv", "scores.csv"
@@ -39,7 +40,7 @@ class Outcome:
 
     Attributes:
         name: the scan's.
-        labels: the file written: NIfTI, or DICOM SEG.
+        labels: the file written: NIfTI, zarr or DICOM SEG.
         volumes_ml: by organ.
         scores: by organ; empty without true labels.
         warnings: what makes it doubtful.
@@ -64,7 +65,8 @@ def plan_outputs(
     """
     planned = {}
     for each in inputs:
-        labels = out / (f"{each.name}_seg.dcm" if each.is_dicom else f"{each.name}_label.nii.gz")
+        kind = "_seg.dcm" if each.is_dicom else "_label.zarr" if each.is_zarr else "_label.nii.gz"
+        labels = out / f"{each.name}{kind}"
         per_organ = [out / f"{each.name}_{organ.replace(' ', '_')}{PROBABILITY}.nii.gz" for organ in organs]
         planned[each.name] = Outputs(labels, tuple(per_organ if probabilities else ()))
     paths = [path for outputs in planned.values() for path in (outputs.labels, *outputs.probabilities)]
@@ -107,7 +109,8 @@ def predict_input(
 
 def _write(path: Path, scan: Scan, prediction: Prediction, predictor: Predictor) -> None:
     if path.suffix != ".dcm":
-        write_labels(path, scan, prediction.labels, tuple(predictor.job.data.labels.values()))
+        write = write_zarr if path.suffix == ".zarr" else write_labels
+        write(path, scan, prediction.labels, tuple(predictor.job.data.labels.values()))
         return
     labels = prediction.labels.read(0, prediction.labels.shape[0])
     write_segmentation(path, cast(CtSeries, scan), labels, predictor.organs, own_version())

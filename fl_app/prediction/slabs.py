@@ -43,6 +43,17 @@ class SlabFile:
         )
         return values.reshape(stop - start, *self.shape[1:])
 
+    def read_box(self, box: Sequence[slice]) -> NDArray[Any]:
+        """A part of the array, as a copy, whatever its axes' lengths are."""
+        # mapped for this one read only
+        return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[tuple(box)])
+
+    def write_box(self, box: Sequence[slice], values: NDArray[Any]) -> None:
+        """Put values where a part of the array is."""
+        mapped = np.memmap(self.path, self.dtype, "r+", shape=self.shape)
+        mapped[tuple(box)] = values
+        mapped.flush()
+
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Put rows where ``start`` is the first."""
         with self.path.open("r+b") as stream:

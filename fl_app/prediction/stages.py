@@ -1,4 +1,4 @@
-"""The three stages of a prediction, each from one file on disk to the next: prepare, infer, bring back."""
+"""A prediction's stages before and after the network, from one file on disk to the next: prepare, bring back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
-from torch import nn
 
-from fl_app.config import DataSettings, Job
+from fl_app.config import DataSettings
 from fl_app.data.checks import check_hounsfield_range
 from fl_app.data.findings import Finding
 from fl_app.data.preparation import BODY_HU, BODY_MARGIN
@@ -23,9 +23,7 @@ from fl_app.prediction.grid import Box, Grid, prepared_grid, resample, stacking_
 from fl_app.prediction.outputs import geometry_header, write_slab, writing_nifti
 from fl_app.prediction.scan import Scan
 from fl_app.prediction.slabs import SlabFile, slab_ranges
-from fl_app.prediction.windows import Windows
 from fl_app.training.evaluation import most_probable
-from fl_app.training.precision import MixedPrecision
 
 Advance = Callable[[float], None]  # told the share that is done, 0 to 1
 
@@ -48,12 +46,26 @@ class Prepared:
     grid: Grid
     findings: list[Finding]
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Planes ``start`` to ``stop`` (excluded) of the body's box: (1, x, y, z) float16."""
-        first = self.body[self.axis].start
-        planes = np.moveaxis(self.image.read(first + start, first + stop), 0, self.axis)
-        inside = tuple(slice(None) if each == self.axis else part for each, part in enumerate(self.body))
-        return torch.from_numpy(planes[inside])[None]
+    def read(self, box: Box) -> torch.Tensor:
+        """A part of the body's box: (1, x, y, z) float16."""
+        there = [
+            slice(body.start + part.start, body.start + part.stop) for body, part in zip(self.body, box, strict=True)
+        ]
+        planes = self.image.read_box(planes_first(there, self.axis))
+        return torch.from_numpy(np.moveaxis(planes, 0, self.axis))[None]
+
+
+class Probabilities(Protocol):
+    """All classes' probabilities on the prepared grid.
+
+    Attributes:
+        classes: how many.
+    """
+
+    classes: int
+
+    def read(self, box: Box) -> torch.Tensor:
+        """A part of the grid: (classes, x, y, z) float32."""
 
 
 def prepare(scan: Scan, settings: DataSettings, scratch: Path) -> Prepared:
@@ -96,47 +108,18 @@ def prepare(scan: Scan, settings: DataSettings, scratch: Path) -> Prepared:
     return Prepared(image, axis, (x, y, z), whole.box((x, y, z)), findings)
 
 
-def infer(
-    network: nn.Module,
+def bring_back(
+    probabilities: Probabilities,
     prepared: Prepared,
-    passes: Sequence[tuple[int, ...]],
-    job: Job,
-    precision: MixedPrecision,
+    scan: Scan,
+    outputs: Sequence[Path],
     scratch: Path,
     advance: Advance,
-) -> SlabFile:
-    """The mean over the passes, each with its axes mirrored, of all classes' probabilities.
-
-    Returns:
-        float32 on disk: planes along the prepared axis, then classes, then the other two axes.
-    """
-    shape, axis = prepared.grid.shape, prepared.axis
-    others = [size for each, size in enumerate(shape) if each != axis]
-    mean = SlabFile(scratch / "probabilities", [shape[axis], 1 + len(job.data.labels), *others], np.float32)
-    windows = Windows(shape, axis, job)
-    done = 0
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        advance(done / (windows.count * len(passes)))
-
-    for number, mirrored in enumerate(passes):
-        for start, planes in windows.predict(network, mirrored, prepared.read, precision, count):
-            values = np.moveaxis(planes.cpu().numpy(), axis + 1, 0) / np.float32(len(passes))
-            if number:
-                values += mean.read(start, start + len(values))
-            mean.write(start, values)
-    return mean
-
-
-def bring_back(
-    probabilities: SlabFile, prepared: Prepared, scan: Scan, outputs: Sequence[Path], scratch: Path, advance: Advance
 ) -> SlabFile:
     """The most probable class on the scan's own grid, by linear interpolation of the probabilities.
 
     Args:
-        probabilities: what `infer` returned.
+        probabilities: of all classes, on the prepared grid.
         prepared: where they lie.
         scan: whose grid is wanted.
         outputs: a NIfTI file for each organ's probabilities, or none.
@@ -146,19 +129,14 @@ def bring_back(
     Returns:
         (z, y, x) uint8 on disk, organs numbered from 1.
     """
-    native, axis = Grid(scan.shape, scan.affine), prepared.axis
+    native = Grid(scan.shape, scan.affine)
     labels = SlabFile(scratch / "labels", scan.shape[::-1], np.uint8)
-
-    def read(box: Box) -> torch.Tensor:
-        planes = np.moveaxis(probabilities.read(box[axis].start, box[axis].stop), 0, axis + 1)
-        inside = tuple(slice(None) if each == axis else part for each, part in enumerate(box))
-        return torch.from_numpy(planes[(slice(None), *inside)])
 
     with ExitStack() as stack:
         header = geometry_header(scan)
         streams = [stack.enter_context(writing_nifti(path, header, np.float32)) for path in outputs]
-        for start, stop in slab_ranges(labels.shape, math.prod(prepared.grid.shape), probabilities.shape[1]):
-            found = resample(prepared.grid, read, native.box(native.slab(2, start, stop)), "zeros")
+        for start, stop in slab_ranges(labels.shape, math.prod(prepared.grid.shape), probabilities.classes):
+            found = resample(prepared.grid, probabilities.read, native.box(native.slab(2, start, stop)), "zeros")
             labels.write(start, most_probable(found).numpy().T)
             for stream, organ in zip(streams, found[1:], strict=False):
                 write_slab(stream, organ.numpy().T, np.float32)
@@ -170,3 +148,8 @@ def _around(profile: NDArray[np.bool_]) -> slice:
     """From the first to the last filled plane, with a margin."""
     places = np.flatnonzero(profile)
     return slice(max(0, int(places[0]) - BODY_MARGIN), min(len(profile), int(places[-1]) + 1 + BODY_MARGIN))
+
+
+def planes_first(box: Sequence[slice], axis: int) -> list[slice]:
+    """A box in the order of the prepared files: the planes along ``axis`` first, then the other two axes."""
+    return [box[axis], *(part for each, part in enumerate(box) if each != axis)]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.inferers.utils import sliding_window_inference
 from monai.transforms import SpatialResample
 from torch import nn
 
@@ -14,23 +13,16 @@ from fl_app.config import Job
 from fl_app.data.preparation import PreparedCase, load_label
 from fl_app.training.metrics import CaseScore, dice, surface_dice
 from fl_app.training.precision import MixedPrecision
+from fl_app.training.windows import Windows
 
 
-@torch.no_grad()
 def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedPrecision) -> torch.Tensor:
     """Probabilities (1 + organs, x, y, z) float32 on the device, for a prepared image (1, x, y, z)."""
     network.eval()
-    volume = image[None].to(precision.device, torch.float32)
-    with precision.autocast():
-        logits = sliding_window_inference(
-            volume,
-            job.data.patch_voxels,
-            sw_batch_size=4 if precision.device.type == "cuda" else 1,
-            predictor=network,
-            overlap=job.evaluation.overlap,
-            mode="gaussian",
-        )
-    return logits[0].float().softmax(0)
+    x, y, z = image.shape[1:]
+    windows, whole = Windows((x, y, z), 2, job), (slice(0, x), slice(0, y), slice(0, z))
+    planes = windows.predict(network, (), lambda box: image[(slice(None), *box)], precision, whole)
+    return torch.cat([part for _, part in planes], dim=3)
 
 
 def score_prepared(
