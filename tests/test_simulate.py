@@ -19,6 +19,7 @@ from fl_app.result import read_result
 from fl_app.site import SiteSettings, write_site
 from fl_app.training.trainer import Trainer
 from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
+from tests.test_house import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -167,6 +167,8 @@ def test_the_downloaded_folder_is_the_simulators(consortium, run):
     assert result.status == "finished" and len(result.rounds) == 2 and set(result.sites) == set(SITES)
     found = {path.name for path in out.iterdir()}
     assert found == {"result.json", "report.html", "audit.jsonl", "model", "logs", "tensorboard", "job.yaml"}
+    assert len(list((out / "tensorboard").iterdir())) == 1, "the server's, in place of those that grew here"
+    assert f"--logdir {out / 'tensorboard'}" in run
     assert {path.name for path in (out / "model").iterdir()} == {"best.safetensors", "last.safetensors"}
     for words in ("round 1/2", "round 2/2", "Held-out test cases", f"{result.final.mean_dice:.3f}"):
         assert words in run
