@@ -14,7 +14,7 @@ from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
 from fl_app.result import read_result
 from fl_app.site import read_site
-from tests.federation import write_job
+from tests.federation import fedspleen, write_job
 from tests.test_house import ROOT
 
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -74,6 +74,9 @@ def test_the_leads_tutorial_makes_kits_and_a_job(tmp_path):
     assert {path.name for path in (tmp_path / "spleen-2026").glob("hospital-*.kit.zip")} == {
         f"hospital-{name}.kit.zip" for name in "abc"
     }
+    # what the table at its end names
+    done = fedspleen("provision", "consortium.yaml", "--renew", "hospital-a", cwd=tmp_path)
+    assert done.returncode == 0 and "changed, to be sent again: spleen-2026/hospital-a.kit.zip" in done.stdout
     assert "fingerprint" in printed and load_job(tmp_path / "job.yaml").federation.min_sites == 2
 
 
@@ -82,7 +85,7 @@ def test_the_hospitals_tutorial_writes_settings_that_are_right(tmp_path):
     assert read_site(tmp_path / "kit" / "site.yaml").threads == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_researchers_tutorial_trains_compares_predicts_and_exports(tmp_path):
     data = tmp_path / "results" / "phantom" / "2-sites-seed-0"  # where `simulate` would make it
     make_cohort(data, sites=2, seed=0, cases=[5, 5], detail=0.4)
