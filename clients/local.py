@@ -14,6 +14,7 @@ from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.messages import TrainReport, Validation
+from fl_app.training.device import peak_memory
 from fl_app.training.reporting import train_report, validation_report
 from fl_app.training.trainer import Trainer
 
@@ -73,7 +74,8 @@ class LocalNetwork:
             self._ditto_state.keep(self.ditto, number, best)
         now = self.trainer.shared_values()
         _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
-        report = train_report(number, trained, len(self._data.training), received)
+        held = peak_memory(self.trainer.device)
+        report = train_report(number, trained, len(self._data.training), held, received)
         return {name: now[name] - values[name] for name in now}, report
 
     def restore_ditto(self, number: int) -> None:
