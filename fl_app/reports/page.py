@@ -214,11 +214,14 @@ def _figures(result: Result) -> list[tuple[str, str, str]]:
     """The few numbers at the top: (what, value, remark)."""
     cases = [sum(getattr(site, f"{part}_cases") for site in result.sites.values()) for part in _PARTS]
     traffic = sum(site.bytes_sent + site.bytes_received for done in _all_rounds(result) for site in done.sites.values())
+    rounds = words.count(len(result.rounds), "round")
+    if result.status != "finished":
+        rounds = f"{len(result.rounds)} of {result.rounds_asked} rounds begun"
     refused = f"{len(result.refused)} refused" if result.refused else "none refused"
     figures = [
         ("Sites", str(len(result.sites)), refused),
         ("Cases", str(sum(cases)), " · ".join(f"{n} {part}" for n, part in zip(cases, _PARTS, strict=True))),
-        ("Time", words.duration(result.seconds), f"{len(result.rounds)} of {result.rounds_asked} rounds begun"),
+        ("Time", words.duration(result.seconds), rounds),
         ("Exchanged", words.size(traffic), f"{words.size(result.exchanged_bytes)} a model"),
     ]
     if result.final:
