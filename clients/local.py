@@ -15,6 +15,7 @@ from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.messages import TrainReport, Validation
+from fl_app.training.device import peak_memory
 from fl_app.training.reporting import train_report, validation_report
 from fl_app.training.trainer import Trainer
 from fl_app.transfer import Rounding
@@ -86,7 +87,8 @@ class LocalNetwork:
             self.ditto.train(number, steps, self._rounds, pull)
             self._ditto_state.keep(self.ditto, number, best)
         _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
-        return sent, train_report(number, trained, len(self._data.training), received)
+        held = peak_memory(self.trainer.device)
+        return sent, train_report(number, trained, len(self._data.training), held, received)
 
     def restore_ditto(self, number: int) -> None:
         """Put the site's own model back to where it was after a round."""

@@ -26,7 +26,7 @@ from fl_app.search.memory import calibrate, training_memory
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
-from fl_app.training.device import free_memory
+from fl_app.training.device import free_memory, peak_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
 from fl_app.training.trainer import Trainer, ready_network
@@ -115,7 +115,7 @@ class SiteSearch:
         _logger.info(f"supernet, round {number}: {len(paths)} paths, loss {done.loss}")
         touched = {name: count for name, count in done.touched.items() if name in values}
         now = self._trainer.shared_values()
-        report = train_report(number, done, len(self._data.training), touched=touched)
+        report = train_report(number, done, len(self._data.training), peak_memory(self._device), touched=touched)
         return {name: now[name] - values[name] for name in touched}, report
 
     def _train_all(self, engine: GradientSearch, values: Values, number: int) -> tuple[Values, TrainReport]:
@@ -126,7 +126,8 @@ class SiteSearch:
         self._state.keep(engine, number, 0)
         _logger.info(f"supernet, round {number}: {done}")
         now = engine.shared_values()
-        report = train_report(number, done, len(self._data.training), touched=dict.fromkeys(now, done.steps))
+        cases, touched = len(self._data.training), dict.fromkeys(now, done.steps)
+        report = train_report(number, done, cases, peak_memory(self._device), touched=touched)
         return {name: now[name] - values[name] for name in now}, report
 
     def propose(self, facts: Mapping[str, Any]) -> ProposeReport:

@@ -114,6 +114,7 @@ class TrainReport(Report):
     steps: Count
     training_cases: Count
     training_seconds: Seconds
+    memory_bytes: Bytes = Field(description="the most that the site's process has held, of the GPU if it has one")
     received: Validation | None = Field(description="of the model that the round began with; none for a supernet")
     touched: dict[str, Count] | None = Field(
         description="supernet only: in how many steps each value was trained; only these travel back"

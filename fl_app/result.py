@@ -46,6 +46,7 @@ class SiteRound(Part):
     steps: int = 0
     training_seconds: float = 0.0
     validation_seconds: float = Field(0.0, description="validating the model that the round began with")
+    memory_bytes: int = Field(0, description="the most that the site's process had held by then")
     bytes_received: int = Field(0, description="tensors sent to the site")
     bytes_sent: int = Field(0, description="tensors sent by the site")
     weight: float = Field(0.0, description="share in the average, 0 to 1")

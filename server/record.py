@@ -143,6 +143,7 @@ class RoundLog:
             loss=report.loss,
             steps=report.steps,
             training_seconds=round(report.training_seconds, 3),
+            memory_bytes=report.memory_bytes,
             validation_seconds=round(report.received.seconds if report.received else 0.0, 3),
             bytes_received=received,
             bytes_sent=sent,

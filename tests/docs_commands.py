@@ -2,8 +2,9 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
@@ -11,6 +12,11 @@ from fl_app.cli.__main__ import app
 
 PROGRAMS = {"fedspleen": [], "simulate.sh": ["simulate"]}
 _SEPARATORS = {"|", "||", "&&", ";", "&", ">", ">>", "<"}
+
+
+@cache
+def _program() -> Any:
+    return typer.main.get_command(app)
 
 
 class Shown(NamedTuple):
@@ -64,6 +70,26 @@ def problems_of(shown: Shown) -> list[str]:
     return found
 
 
+def uses(shown: Shown) -> set[str]:
+    """The commands of ours in it, such as ``kit verify``, and the options that each gets."""
+    try:
+        words = shlex.split(shown.text, comments=True)
+    except ValueError:
+        return set()
+    found = set()
+    for simple in _simple_commands(words):
+        command, path = _program(), []
+        for word in own_arguments(simple) or ():
+            if word in getattr(command, "commands", {}):
+                command = command.commands[word]
+                path.append(word)
+            elif word.startswith("--"):
+                found.add(word.partition("=")[0].rstrip("]"))
+        if path and not hasattr(command, "commands"):
+            found.add(" ".join(path))
+    return found
+
+
 def check_arguments(arguments: list[str], whole: bool = True) -> list[str]:
     """What is wrong with the arguments of `fedspleen`, without running it.
 
@@ -74,7 +100,7 @@ def check_arguments(arguments: list[str], whole: bool = True) -> list[str]:
     """
     open_end = arguments[-1:] == ["..."]
     words = [word.strip("[]") for word in (arguments[:-1] if open_end else arguments)]
-    commands = [("fedspleen", typer.main.get_command(app))]
+    commands = [("fedspleen", _program())]
     while words and all(hasattr(command, "commands") for _, command in commands):
         inner = []
         for name in words[0].split("|"):

@@ -459,7 +459,14 @@ def scored(cases, **metrics):
 
 def trained(number, validation, loss=0.5):
     return TrainReport(
-        round=number, loss=loss, steps=10, training_cases=3, training_seconds=2.0, received=validation, touched=None
+        round=number,
+        loss=loss,
+        steps=10,
+        training_cases=3,
+        training_seconds=2.0,
+        memory_bytes=5 * 10**8,
+        received=validation,
+        touched=None,
     )
 
 

@@ -72,6 +72,16 @@ def test_a_shell_completes_commands(shell):
     assert "download" in done.stdout and "simulate" not in done.stdout, done.stderr
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_completion_is_installed_for_the_name_that_is_typed(tmp_path):
+    # a shell is needed: completion is installed for the one that asks
+    command = ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-m", "fl_app", "--install-completion"]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "_FEDSPLEEN_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "fedspleen.sh").read_text()
+
+
 def in_terminal(*arguments, **variables):
     """What a command prints into a terminal."""
     environment = {**PLAIN, "TERM": "xterm-256color", "COLUMNS": "100", **variables}

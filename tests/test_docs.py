@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs_commands import Shown, check_arguments, problems_of, shown_commands
+from tests.docs_commands import Shown, check_arguments, problems_of, shown_commands, uses
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -25,6 +25,22 @@ def test_every_command_exists_as_it_is_typed(page):
 def test_every_link_leads_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_command_and_option_that_a_page_shows_is_run_by_a_test():
+    """Typed in a test as the program's arguments, or in what tests run whole: the demo, the tutorials' `sh` blocks."""
+    tutorials = "".join(page.read_text() for page in PAGES if page.parent.name == "tutorials")
+    run_whole = (ROOT / "demo.sh").read_text() + "".join(re.findall(r"^```sh\n.*?^```$", tutorials, re.S | re.M))
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/test_*.py") if path != Path(__file__))
+    shown = {use for page in PAGES for each in shown_commands(page.read_text()) for use in uses(each)}
+    assert len(shown) > 50
+    never_run = {
+        words
+        for words in shown
+        if '"' + words.replace(" ", '", "') + '"' not in tests
+        and not re.search(rf"[ \[]{re.escape(words)}\b", run_whole)
+    }
+    assert never_run == set()
 
 
 @pytest.mark.parametrize(

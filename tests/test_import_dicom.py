@@ -15,6 +15,7 @@ from fl_app.data.dicom.conversion import REGISTER
 from fl_app.data.dicom.series import LPS_TO_RAS, open_series
 from fl_app.errors import DataError, UsageError
 from tests.dicom import PATIENT, make_anatomy, write_rtstruct, write_seg, write_series
+from tests.federation import fedspleen
 from tests.test_dicom import ORIENTATIONS
 
 HU, LABELS = make_anatomy()
@@ -184,6 +185,15 @@ def test_a_segmentation_on_another_grid_is_refused(tmp_path, capsys):
     with pytest.raises(DataError):
         import_dicom(tmp_path / "in", tmp_path / "out")
     assert "spleen lies on another grid than the series" in capsys.readouterr().out
+
+
+def test_the_command_says_what_it_did(tmp_path):
+    folder = write_series(tmp_path / "in" / "Doe" / "ct")
+    write_seg(tmp_path / "in" / "Doe" / "seg" / "s.dcm", folder, LABELS, ("spleen", "liver"))
+    done = fedspleen("import-dicom", tmp_path / "in", "--out", tmp_path / "out", "--labels", "spleen=1,liver=2")
+    assert done.returncode == 0, done.stderr
+    assert "1 converted, 0 converted before, 0 skipped, 0 refused" in done.stdout
+    assert len(find_cases(tmp_path / "out").cases) == 1
 
 
 def test_wrong_arguments_end_in_one_sentence(tmp_path):

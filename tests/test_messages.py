@@ -41,6 +41,7 @@ TRAIN = {
     "steps": 10,
     "training_cases": 3,
     "training_seconds": 2.0,
+    "memory_bytes": 10**9,
     "received": VALIDATION,
     "touched": None,
 }

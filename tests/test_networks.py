@@ -305,7 +305,9 @@ def test_the_command_prints_a_table_and_json():
     done = fedspleen("networks", "segresnet", "dints", "--patch", "16", "16", "16")
     assert done.returncode == 0, done.stderr
     assert "segresnet" in done.stdout and "large: multiples of 32 for this network" in done.stdout
-    done = fedspleen("networks", "segresnet", "--patch", "16", "16", "16", "--json", "--measure", "--device", "cpu")
+    done = fedspleen(
+        "networks", "segresnet", "--patch", "16", "16", "16", "--json", "--measure", "--device", "cpu", "--batch", "2"
+    )
     (row,) = json.loads(done.stdout)["networks"]
     assert row["parameters"] * 4 == row["parameter_bytes"] and row["step_seconds"] > 0 and row["flops"] > 1e8
     assert row["measured_bytes"] > row["parameter_bytes"]

@@ -102,6 +102,18 @@ def test_a_run_that_never_began_has_a_page():
     assert "No site had begun" in text_of(render_run(result))
 
 
+def test_memory_and_what_stayed_at_the_sites_are_told():
+    result = a_searched_result()
+    result.rounds[0].sites["site-1"].memory_bytes = 1_500_000_000
+    result.search.rounds[0].sites["site-1"].memory_bytes = 2_400_000_000
+    result.config["federation"]["normalisation"] = "local"
+    text = text_of(render_run(result))
+    assert "cpu, bf16 2.4 GB 1.0 s" in text and "cpu, bf16 - 1.0 s" in text
+    assert (
+        "images, labels and scores of single cases, the normalisation layers and what the network of one site" in text
+    )
+
+
 def test_cautions_and_absent_sites_are_told_with_their_reasons():
     result = a_finished_result()
     result.caveats = ["without site-3, which could take no part"]

@@ -97,8 +97,8 @@ def test_the_wrong_folder_or_command_is_told(tmp_path):
         with pytest.raises(UsageError, match="a site runs there, site-1 - use `fedspleen client stop`"):
             stop(tmp_path, "server", 1)
         assert process.poll() is None
-    done = fedspleen("client", "stop", tmp_path)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "nothing is running" in done.stderr
+    for done in (fedspleen("client", "stop", tmp_path), fedspleen("server", "stop", tmp_path)):
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "nothing is running" in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

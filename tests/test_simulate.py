@@ -20,6 +20,7 @@ from fl_app.result import read_result
 from fl_app.site import SiteSettings, write_site
 from fl_app.training.trainer import Trainer
 from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
+from tests.test_house import ROOT
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ def test_the_result_tells_the_whole_run(run):
         assert done.number == number and set(done.sites) == {"site-1", "site-2"} and not done.left_out
         assert sum(site.weight for site in done.sites.values()) == pytest.approx(1)
         for site in done.sites.values():
+            assert 10**8 < site.memory_bytes < 10**11
             assert site.steps == 30 and site.loss > 0 and site.training_seconds > 0
             assert site.bytes_sent == site.bytes_received == result.exchanged_bytes > 4 * result.parameters - 1
             assert 0 <= site.dice <= 1 and site.validation_cases > 0

@@ -167,6 +167,8 @@ def test_the_downloaded_folder_is_the_simulators(consortium, run):
     assert result.status == "finished" and len(result.rounds) == 2 and set(result.sites) == set(SITES)
     found = {path.name for path in out.iterdir()}
     assert found == {"result.json", "report.html", "audit.jsonl", "model", "logs", "tensorboard", "job.yaml"}
+    assert len(list((out / "tensorboard").iterdir())) == 1, "the server's, in place of those that grew here"
+    assert f"--logdir {out / 'tensorboard'}" in run
     assert {path.name for path in (out / "model").iterdir()} == {"best.safetensors", "last.safetensors"}
     for words in ("round 1/2", "round 2/2", "Held-out test cases", f"{result.final.mean_dice:.3f}"):
         assert words in run
@@ -356,7 +358,7 @@ def test_everything_ends_within_15_seconds_of_a_signal_and_the_result_is_found(c
     job = write_job(folder / "longer.yaml", federation={"rounds": 1000})
     done = fedspleen("submit", job, "--kit", kits / LEAD, "--detach")
     job_id = done.stdout.strip()
-    follower = Running("follow", job_id, "--kit", kits / LEAD, cwd=folder)
+    follower = Running("follow", job_id, "--kit", kits / LEAD, "--tensorboard", folder / "curves", cwd=folder)
     follower.wait_for("round    2/1000", seconds=60)
     assert started["server"].end() < 15 and started["server"].process.returncode == 0
     assert "server stopped" in started["server"].text and processes_about(kits / "server") == []
@@ -365,6 +367,7 @@ def test_everything_ends_within_15_seconds_of_a_signal_and_the_result_is_found(c
     done = fedspleen("abort", job_id, "--kit", kits / LEAD)
     assert done.returncode == 0, done.stderr
     follower.wait_for("has ended: FINISHED:ABORTED", seconds=60)
+    assert list((folder / "curves").glob("events.*")), "curves grew where they were followed"
     done = fedspleen("download", job_id, "--kit", kits / LEAD, "--out", folder / "aborted")
     assert done.returncode == 1 and "the job was" in done.stderr and "Traceback" not in done.stderr
     assert len(read_result(folder / "aborted" / "result.json").rounds) >= 2

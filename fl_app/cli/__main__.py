@@ -69,7 +69,7 @@ def main() -> None:
     """Run a command; exit with 0, 1 (failed work), 2 (wrong use), 3 (not what was asked for) or 128 + signal."""
     raise_on_signals()
     try:
-        app()
+        app(prog_name="fedspleen")  # however it was started: completion is for this name
     except UserError as error:
         # a job's mistakes begin with their file and line, where editors look for them
         print(error if isinstance(error, ConfigError) else f"fedspleen: {error}", file=sys.stderr)

@@ -43,8 +43,8 @@ def print_end(console: Console, result: Result, out: Path, compared: bool = Fals
     for caveat in result.caveats:
         console.print(f"caution: {caveat}", style="bold yellow")
     console.print(f"{result.seconds:.0f} s; result, model and logs are in {out}")
-    # beside this Python, unless the environment is active
-    tensorboard = "tensorboard" if shutil.which("tensorboard") else Path(sys.executable).with_name("tensorboard")
+    # typed in a shell where this environment is active, or not
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else f"{sys.executable} -m tensorboard.main"
     console.print(f"curves: {tensorboard} --logdir {out / CURVES}", soft_wrap=True)
     console.print(f"report: {write_report(out)}", soft_wrap=True)
     if shortfalls(result):

@@ -19,7 +19,7 @@ from fl_app.reports import charts, words
 from fl_app.reports.models import ModelRow, model_rows
 from fl_app.reports.statistics import Estimate, estimate, pooled_estimate
 from fl_app.reports.story import ending, opening, verdict
-from fl_app.result import Result, read_result
+from fl_app.result import Result, Round, read_result
 
 REPORT = "report.html"
 
@@ -118,6 +118,8 @@ def render_run(result: Result, drawings: list[Drawing] | None = None, site_pages
             stages=_stages(result),
             spent=charts.spent(result),
             absences=_absences(result),
+            memory=_memory(result),
+            withheld=_withheld(result),
             site_pages=sorted(site_pages or ()),
             drawings=drawings or [],
             config=yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=88),
@@ -183,17 +185,43 @@ def _absences(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+def _all_rounds(result: Result) -> list[Round]:
+    search = result.search
+    return [*result.rounds, *(search.supernet_rounds + search.rounds if search else ())]
+
+
+def _memory(result: Result) -> dict[str, int]:
+    """The most bytes that each site's process held in training; 0 where nothing was measured."""
+    return {
+        name: max((done.sites[name].memory_bytes for done in _all_rounds(result) if name in done.sites), default=0)
+        for name in result.sites
+    }
+
+
+def _withheld(result: Result) -> str:
+    """What the sites kept to themselves, by the job."""
+    kept = ["images, labels and scores of single cases"]
+    if result.config["federation"]["normalisation"] == "local":
+        kept.append("the normalisation layers")
+    if result.config["personal"]["ditto"]:
+        kept.append("a second network for the site alone (Ditto)")
+    if result.search and any(site.own_values for site in result.search.sites.values()):
+        kept.append("what the network of one site alone holds")
+    return f"What stayed at the sites: {words.listed(kept)}."
+
+
 def _figures(result: Result) -> list[tuple[str, str, str]]:
     """The few numbers at the top: (what, value, remark)."""
     cases = [sum(getattr(site, f"{part}_cases") for site in result.sites.values()) for part in _PARTS]
-    search = result.search
-    rounds = [*result.rounds, *(search.supernet_rounds + search.rounds if search else ())]
-    traffic = sum(site.bytes_sent + site.bytes_received for done in rounds for site in done.sites.values())
+    traffic = sum(site.bytes_sent + site.bytes_received for done in _all_rounds(result) for site in done.sites.values())
+    rounds = words.count(len(result.rounds), "round")
+    if result.status != "finished":
+        rounds = f"{len(result.rounds)} of {result.rounds_asked} rounds begun"
     refused = f"{len(result.refused)} refused" if result.refused else "none refused"
     figures = [
         ("Sites", str(len(result.sites)), refused),
         ("Cases", str(sum(cases)), " · ".join(f"{n} {part}" for n, part in zip(cases, _PARTS, strict=True))),
-        ("Time", words.duration(result.seconds), f"{len(result.rounds)} of {result.rounds_asked} rounds begun"),
+        ("Time", words.duration(result.seconds), rounds),
         ("Exchanged", words.size(traffic), f"{words.size(result.exchanged_bytes)} a model"),
     ]
     if result.final:

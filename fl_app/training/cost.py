@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
 import statistics
 import time
 import weakref
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_app.config import TrainingSettings
+from fl_app.training.device import peak_memory
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name, guard_convolutions
 
@@ -142,7 +142,7 @@ def measure_steps(
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - started)
     # Linux gives the highest resident size in KiB
-    after = torch.cuda.max_memory_allocated(device) if on_gpu else _resident_peak()
+    after = torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory(device)
     return Measurement(statistics.median(seconds[1:]), after - before + parameters)
 
 
@@ -222,7 +222,3 @@ class _LiveBytes(TorchDispatchMode):
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(each.nbytes for each in tensors)
-
-
-def _resident_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import psutil
 import torch
@@ -32,6 +33,13 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of the GPU, as torch counts them, or else of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_device() -> str:

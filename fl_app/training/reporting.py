@@ -17,6 +17,7 @@ def train_report(
     number: int,
     done: Steps,
     training_cases: int,
+    memory_bytes: int,
     received: Validation | None = None,
     touched: dict[str, int] | None = None,
 ) -> TrainReport:
@@ -26,6 +27,7 @@ def train_report(
         number: of the round.
         done: what the training came to.
         training_cases: how many cases the site trains on.
+        memory_bytes: the most that the process has held, as `fl_app.training.device.peak_memory` has it.
         received: scores of the model that the round began with; none for a supernet.
         touched: supernet only: in how many steps each value was trained.
     """
@@ -35,6 +37,7 @@ def train_report(
         steps=done.steps,
         training_cases=training_cases,
         training_seconds=done.seconds,
+        memory_bytes=memory_bytes,
         received=received,
         touched=touched,
     )
