@@ -84,14 +84,13 @@ def make_personal_models(
         data: the site's cases.
         networks: what the site has trained in the federation.
         values: of the best federated models, each name preceded by the network's and a slash.
-        facts: the rounds that these models are from, and the network for all that a search has found.
+        facts: which networks these are, from which rounds, and the network for all that a search has found.
     """
     started = time.monotonic()
     found = _Candidates(job, settings, data)
-    for network in (MAIN, SEARCHED):
-        if network not in facts["rounds"] or network not in networks:
-            continue
-        local, number = networks[network], int(facts["rounds"][network])
+    rounds = {network: int(told["round"]) for network, told in facts["networks"].items()}
+    for network, number in rounds.items():
+        local = networks[network]
         prefix = f"{network}/"
         shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         local.load(shared, after=number)
@@ -114,7 +113,7 @@ def make_personal_models(
     _, chosen, weights, text = found.best
     if settings.output:
         metric = (job.federation.best_metric, found.best[0])
-        info = ModelInfo(job, int(facts["rounds"].get(MAIN, 0)), metric, software_versions(), (text,) if text else ())
+        info = ModelInfo(job, rounds.get(MAIN, 0), metric, software_versions(), (text,) if text else ())
         save_model(settings.output / "model.safetensors", weights, info)
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 

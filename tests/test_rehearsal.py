@@ -79,6 +79,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.promise("server: power loss, `kill -9`")
 def test_a_job_that_is_ended_anywhere_goes_on_to_the_same_weights(data, job, tmp_path):
     whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     best = whole.final.round
@@ -98,6 +99,10 @@ def test_a_job_that_is_ended_anywhere_goes_on_to_the_same_weights(data, job, tmp
         assert not any(restart.lost_state for restart in again.restarts)
 
 
+@pytest.mark.promise(
+    "server: a checkpoint damaged",
+    "noticed by its SHA-256; the one before it is used, and `result.restarts` says so",
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(data, job, tmp_path):
     whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     sites = settings(data, tmp_path)
@@ -113,6 +118,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(data, job, tmp_
     assert [each.number for each in again.rounds] == [each.number for each in whole.rounds]
 
 
+@pytest.mark.promise(
+    "site: its own state lost or damaged",
+    "it goes on without; `result.restarts` or `returns`, and a caveat, name it",
+)
 def test_a_site_that_has_lost_its_own_state_is_named(data, job, tmp_path):
     sites = settings(data, tmp_path)
     with pytest.raises(Killed):
@@ -149,6 +158,7 @@ class Returning:
         self._channel.ask(task, payloads, exchange, answer)
 
 
+@pytest.mark.promise("site: power loss, `kill -9`")
 def test_sites_that_are_started_anew_go_on_from_their_own_state_to_the_same_weights(data, job, tmp_path):
     rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     sites = settings(data, tmp_path)

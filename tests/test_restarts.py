@@ -148,6 +148,24 @@ def assert_same_models(one, other):
         assert all(torch.equal(value, there[key]) for key, value in here.items())
 
 
+@pytest.mark.promise(
+    "server: power loss, `kill -9`",
+    "started again, it takes up each job by itself after the last finished round, once its sites are back, "
+    "and comes to the same weights; `result.restarts` tells",
+)
+@pytest.mark.promise(
+    "server: the job's process killed (no memory)",
+    "the job goes on likewise, without a new start; if it had come no further than the last time, the job ends",
+)
+@pytest.mark.promise(
+    "site: power loss, `kill -9`",
+    "others go on if they are enough; started again, it gets the running job, prepares itself, restores "
+    "its optimiser and own layers from `state/` in its kit's folder; `result.returns` tells",
+)
+@pytest.mark.promise(
+    "site: its process of the job killed or crashed",
+    "it gets the job again, without a new start; after 4 without a good answer it is left out for the rest of the job",
+)
 def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(consortium, job, undisturbed):
     """All sites are needed, so every round waits for who was killed; the model is that of a run without faults."""
     out = consortium.folder / "disturbed"
@@ -185,6 +203,22 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     assert [path.name for site in SITES for path in (consortium.kits / site / "state").iterdir()] == []
 
 
+@pytest.mark.promise(
+    "line: cut, or stalled without closing",
+    "sites and server find each other again; a round's answer is sent until it has arrived",
+)
+@pytest.mark.promise(
+    "line: slow, or a slow site",
+    "has the grace time, and until the quorum has answered the whole round's",
+)
+@pytest.mark.promise(
+    "line: server away while `follow` or `submit` waits",
+    "they wait, by default 10 minutes (`--patience`), and go on",
+)
+@pytest.mark.promise(
+    "run: two jobs at once",
+    "run beside each other; files and results are apart",
+)
 def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed):
     """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
     outs = [consortium.folder / name for name in ("first", "second")]
@@ -211,6 +245,16 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
     relay.mend()
 
 
+@pytest.mark.promise("site: power loss, `kill -9`")
+@pytest.mark.promise(
+    "site: away for some rounds",
+    "each round and the run's caveats name it; it comes back without ceremony, also while networks are "
+    "searched, derived or trained",
+)
+@pytest.mark.promise(
+    "server: stopped (SIGTERM, `server stop`)",
+    "a stop is a pause: started again, it takes up each job; `fedspleen abort` ends one",
+)
 def test_a_site_that_was_killed_is_left_out_at_once_and_comes_back(consortium):
     """One of two sites is enough, and the grace time is long: a silent site is not waited for."""
     job = make_job(consortium.folder, "quorum", min_sites=1, grace_s=250, rounds=1000)

@@ -163,6 +163,7 @@ def test_the_saved_network_is_the_searched_one(run):
     assert torch.equal(network(image), supernet(image, network.architecture))
 
 
+@pytest.mark.promise("server: power loss, `kill -9`")
 def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data, tmp_path):
     job, whole, _, folder = run
 
