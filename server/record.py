@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -23,6 +24,8 @@ from fl_app.result import (
     write_result,
 )
 from fl_app.verdict import find_caveats
+
+_logger = logging.getLogger(__name__)
 
 
 class Record:
@@ -106,7 +109,10 @@ class Record:
     def failed(self, error: str) -> None:
         """The run ended early."""
         self.result.status, self.result.error = "failed", error
-        self.save()
+        try:
+            self.save()
+        except OSError as full:
+            _logger.error(f"the end of the run could not be written down: {full.strerror}")
 
 
 class RoundLog:

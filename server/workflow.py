@@ -56,6 +56,15 @@ class Workflow:
         Raises:
             FederationError: why it cannot go on; what was reached is saved.
         """
+        try:
+            self._run(invited)
+        except OSError as error:
+            raise FederationError(
+                f"the server cannot write or read its files: {error.strerror or error} - "
+                "what the last checkpoint holds is not lost"
+            ) from error
+
+    def _run(self, invited: list[str]) -> None:
         if self._progress.is_finished():
             self._progress.clear()
             return

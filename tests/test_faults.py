@@ -6,12 +6,14 @@ import resource
 import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from fl_app.config_file import load_job
+from fl_app.errors import FederationError
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
 from server.channel import Payload
@@ -149,31 +151,62 @@ def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data
     assert result.rounds[2].left_out == {}
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a small disk, and not everywhere")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk):
+    with suppress(OSError), (disk / "filler").open("wb") as stream:
+        stream.write(bytes(2**21))
+
+
+def remount(disk, mode):
+    subprocess.run(["mount", "-o", f"remount,{mode}", disk], check=True)
+
+
 @pytest.mark.promise(
     "site: disk full, folder not writable",
     "that site's round is lost, with its kind; it trains on as soon as it can write",
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_costs_that_site_that_round_only(data, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount a disk")
-    try:
+@pytest.mark.parametrize(
+    ("break_it", "mend_it"),
+    [
+        (fill, lambda disk: (disk / "filler").unlink()),
+        (lambda disk: remount(disk, "ro"), lambda disk: remount(disk, "rw")),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_cannot_be_written_costs_that_site_that_round_only(data, tmp_path, disk, break_it, mend_it):
+    (tmp_path / "run").mkdir()
+    changes = {"state": disk / "state"}
+    result = run_with_trouble(data, tmp_path / "run", lambda: break_it(disk), lambda: mend_it(disk), changes=changes)
+    assert result.status == "finished" and "cannot read or write a file" in result.rounds[1].left_out["site-2"]
+    assert result.rounds[2].left_out == {}
 
-        def fill():
-            with suppress(OSError), (disk / "filler").open("wb") as stream:
-                stream.write(bytes(2**21))
 
-        (tmp_path / "run").mkdir()
-        changes = {"state": disk / "state"}
-        result = run_with_trouble(
-            data, tmp_path / "run", fill, lambda: (disk / "filler").unlink(missing_ok=True), changes=changes
-        )
-        assert result.status == "finished" and "cannot read or write a file" in result.rounds[1].left_out["site-2"]
-        assert result.rounds[2].left_out == {}
-    finally:
-        subprocess.run(["umount", disk], check=True)
+@pytest.mark.promise(
+    "server: disk full",
+    "the job ends with one sentence; its last checkpoint stays whole, `fedspleen simulate --resume` goes on from it",
+)
+def test_a_full_disk_at_the_server_ends_the_job_and_loses_no_finished_round(data, tmp_path, disk):
+    job = make_job(tmp_path, 3)
+    whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    channel = Around(rehearsal_channel(job, sites), 2, lambda: fill(disk))
+    with pytest.raises(FederationError, match="No space left on device - what the last checkpoint holds is not lost"):
+        rehearse(job, sites, disk / "out", channel)
+    (disk / "filler").unlink()
+    result = rehearse(job, sites, disk / "out")
+    assert [each.after_round for each in result.restarts] == [1] and result.restarts[0].damaged == []
+    assert [done.dice for done in result.rounds] == [done.dice for done in whole.rounds]
+    assert result.final == whole.final
 
 
 @pytest.mark.promise("site: disk full, folder not writable")
@@ -190,14 +223,17 @@ def test_an_output_folder_that_cannot_be_written_is_named_by_its_kind(data, tmp_
     "site: files truncated or removed during training",
     "prepared cases are in memory; what reads a file again fails at that site only",
 )
-def test_a_file_that_is_truncated_during_training_is_that_sites_trouble_only(tmp_path):
+@pytest.mark.parametrize(
+    "lose", [lambda path: path.write_bytes(path.read_bytes()[:100]), Path.unlink], ids=["truncated", "removed"]
+)
+def test_a_file_that_is_lost_during_training_is_that_sites_trouble_only(tmp_path, lose):
     own = write_sites(tmp_path / "data", site_1=4, site_2=4)
 
-    def truncate():
+    def lose_all():
         for path in (own / "site-2").rglob("*.nii.gz"):
-            path.write_bytes(path.read_bytes()[:100])
+            lose(path)
 
-    result = run_with_trouble(own, tmp_path, truncate)
+    result = run_with_trouble(own, tmp_path, lose_all)
     assert result.status == "finished" and result.rounds[1].left_out == {}, "prepared cases are in memory"
     assert set(result.final.left_out) <= {"site-2"} and set(result.final.sites) >= {"site-1"}
 

@@ -10,6 +10,7 @@ from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, verify_ledger
 from fl_app.model_file import load_model
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.result import read_result
 from fl_app.site import SiteSettings
 from tests.federation import write_job, write_sites
 
@@ -143,6 +144,43 @@ def test_a_checkpoint_of_another_job_is_refused(data, job, tmp_path):
 def test_after_a_finished_job_no_checkpoint_takes_up_the_disk(data, job, tmp_path):
     rehearse(job, settings(data, tmp_path), tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_what_a_kill_leaves_of_a_checkpoint_is_no_obstacle_at_the_end(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    with pytest.raises(Killed):
+        rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 2, True))
+    (tmp_path / "out" / "checkpoints" / ".00000002.safetensors.1.2.tmp").write_bytes(b"half of one")
+    assert rehearse(job, sites, tmp_path / "out").status == "finished"
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class Without:
+    """A channel whose second site does not answer in one round."""
+
+    def __init__(self, channel, number):
+        self._channel, self._number = channel, number
+
+    def ask(self, task, payloads, exchange, answer):
+        if (task, next(iter(payloads.values())).facts.get("round")) == ("train", self._number):
+            payloads = {"site-1": payloads["site-1"]}
+        self._channel.ask(task, payloads, exchange, answer)
+
+
+@pytest.mark.promise(
+    "round: fewer good answers than the quorum",
+    "the job ends with each site's reason; what was reached can be downloaded, a simulation goes on with `--resume`",
+)
+def test_a_job_that_ended_below_its_quorum_goes_on_to_the_same_weights(data, job, tmp_path):
+    rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    with pytest.raises(FederationError, match=r"1 of 2 sites could take part in round 2, 2 are needed .*site-2: it "):
+        rehearse(job, sites, tmp_path / "out", Without(rehearsal_channel(job, sites), 2))
+    told = read_result(tmp_path / "out" / "result.json")
+    assert told.status == "failed" and "site-2: it " in told.error
+    assert load_model(tmp_path / "out" / "model" / "last.safetensors")[1].round == 1
+    rehearse(job, sites, tmp_path / "out")
+    assert_same(models(tmp_path / "out"), models(tmp_path / "whole" / "out"))
 
 
 class Returning:
