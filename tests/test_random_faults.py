@@ -1,5 +1,6 @@
 """Faults at moments that nobody has chosen, by the hundred: what a run ends with is checked by other means."""
 
+import os
 from itertools import count
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.federation import write_job, write_sites
 from tests.kills import run_and_kill, run_light
 from tests.light_sites import LightSite
 
+SEED = int(os.environ.get("FEDSPLEEN_TEST_SEED", "0"))  # another number: other faults
 SEARCH = {
     "strategy": "sampling",
     "space": {"blocks": 3, "depths": 2, "channels": 4},
@@ -96,7 +98,7 @@ def assert_made_of_what_was_accepted(job, folder, line):
 def schedules(seed, number, job, folder):
     """Federations of two to five sites with any quorum; on a line that fails as chance decides."""
     for place in range(number):
-        chance = np.random.default_rng((seed, place))
+        chance = np.random.default_rng((SEED, seed, place))
         names = [f"site-{each + 1}" for each in range(int(chance.integers(2, 6)))]
         federation = {"rounds": int(chance.integers(1, 4)), "min_sites": int(chance.integers(1, len(names) + 1))}
         one = varied(job, **federation)
@@ -117,7 +119,7 @@ def schedules(seed, number, job, folder):
     "site: stalled, but with signs of life",
     "ended by the round's time limit; no wait is longer than its limit",
 )
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_faults(seed, plain, tmp_path, tally):
     for job, names, folder, line in schedules(seed, 4, plain, tmp_path):
         run_to_the_end(job, names, folder, line, tally)
@@ -126,7 +128,7 @@ def test_random_faults(seed, plain, tmp_path, tally):
 
 @pytest.mark.promise("site: away for some rounds")
 @pytest.mark.promise("server: power loss, `kill -9`")
-@pytest.mark.parametrize("seed", range(100, 110))
+@pytest.mark.parametrize("seed", range(100, 108))
 def test_random_faults_during_a_search(seed, plain, tmp_path, tally):
     for job, names, folder, line in schedules(seed, 1, searching(plain), tmp_path):
         result = run_to_the_end(job, names, folder, line, tally)

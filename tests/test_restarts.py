@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -69,10 +70,13 @@ class Consortium:
         """Kill -9 the process of a job only; whether there was one."""
         family = psutil.Process(self.started[name].process.pid).children(recursive=True)
         module = "runner_process" if name == "server" else "worker_process"
-        found = [each for each in family if module in " ".join(each.cmdline()) and job_id in each.cmdline()]
-        for each in found:
-            each.kill()
-        return bool(found)
+        killed = []
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                if module in " ".join(each.cmdline()) and job_id in each.cmdline():
+                    each.kill()
+                    killed.append(each)
+        return bool(killed)
 
     def submit(self, job, out):
         """Submit, follow and download, as one command; its first line names the job."""
