@@ -174,7 +174,7 @@ def assert_same_models(one, other):
     "site: its process of the job killed or crashed",
     "it gets the job again, without a new start; after 4 without a good answer it is left out for the rest of the job",
 )
-def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(consortium, job, undisturbed):
+def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(consortium, job, undisturbed, tally):
     """All sites are needed, so every round waits for who was killed; the model is that of a run without faults."""
     out = consortium.folder / "disturbed"
     running = consortium.submit(job, out)
@@ -207,12 +207,13 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     assert all(set(each.sites) == set(SITES) and not each.left_out for each in result.rounds)
     assert_same_models(out, undisturbed)
     assert result.final == read_result(undisturbed / "result.json").final
+    tally.add([f"{name} killed" for name in ("site-1's job", "site-2", "server", "server's job")])
     assert not consortium.results(job_id).exists(), "packed and removed"
     assert [path.name for site in SITES for path in (consortium.kits / site / "state").iterdir()] == []
 
 
 @pytest.mark.promise(
-    "line: cut, or stalled without closing",
+    "line: cut, or stalled without closing, both ways or one",
     "sites and server find each other again; a round's answer is sent until it has arrived",
 )
 @pytest.mark.promise(
@@ -227,7 +228,7 @@ def test_a_job_survives_the_end_of_a_site_of_its_process_and_of_the_server(conso
     "run: two jobs at once",
     "run beside each other; files and results are apart",
 )
-def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed):
+def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium, job, undisturbed, tally):
     """Everything that is sent goes through a relay; both jobs end with the model of a run without faults."""
     outs = [consortium.folder / name for name in ("first", "second")]
     running = [consortium.submit(job, out) for out in outs]
@@ -243,6 +244,10 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
     time.sleep(20)
     relay.mend()
     seconds["stalled for 20 s"] = max(consortium.wait_for_more(job_id) for job_id in jobs)
+    relay.stall("to the sites")
+    time.sleep(20)
+    relay.mend()
+    seconds["stalled in one way for 20 s"] = max(consortium.wait_for_more(job_id) for job_id in jobs)
     relay.delay = 0.05
     print(f"seconds until the next round after the line was {seconds}")
     for each, out in zip(running, outs, strict=True):
@@ -251,6 +256,7 @@ def test_two_jobs_at_once_survive_a_line_that_is_cut_stalled_and_slow(consortium
         assert result.status == "finished" and not any(done.left_out for done in result.rounds)
         assert_same_models(out, undisturbed)
     relay.mend()
+    tally.add(["line cut", "line stalled", "line stalled one way", "line slow"], finished=2)
 
 
 @pytest.mark.promise("server: power loss, `kill -9`")
