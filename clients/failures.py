@@ -23,6 +23,8 @@ def classify(error: BaseException) -> SiteFailure:
         return SiteFailure(kind="configuration")
     if isinstance(error, (OSError, SafetensorError)):  # the latter from writing a prepared case to a full disk
         return SiteFailure(kind="disk")
+    if isinstance(error, torch.AcceleratorError):
+        return SiteFailure(kind="device")
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):
         return SiteFailure(kind="memory")  # torch's CPU allocator has no class of its own
     return SiteFailure(kind="internal")

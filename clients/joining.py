@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from clients.work import SiteWork
 from fl_app.config import Job
 from fl_app.errors import BudgetError, UsageError
-from fl_app.messages import DERIVE, MAIN, PERSONALISE, PREPARE, SEARCHED, SUPERNET, VALIDATE, PersonalReport
+from fl_app.messages import DERIVE, MAIN, PERSONALISE, PREPARE, SEARCHED, SUPERNET, PersonalReport
 from fl_app.model_file import load_model
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.supernet import weight_names
 from fl_app.site import SiteSettings
-
-Values = dict[str, torch.Tensor]
 
 
 def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
@@ -47,17 +41,14 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
     except BudgetError:
         work, fits = _prepared(_choosing(info.job, "free"), site, settings)
         chosen = work.do(DERIVE, supernet, facts)[1]["architecture"]
-    values: Values = {}
-    rounds: dict[str, int] = {}
-    space = info.job.search.space
-    held = {name: supernet[name] for name in weight_names(space, read_architecture(chosen, space))}
-    _add(work, values, SEARCHED, held, {"architecture": chosen, "own": []})
-    rounds[SEARCHED] = info.round
+    names = weight_names(info.job.search.space, read_architecture(chosen, info.job.search.space))
+    values = {f"{SEARCHED}/{name}": supernet[name] for name in names}
+    networks = {SEARCHED: {"network": SEARCHED, "architecture": chosen, "own": [], "round": info.round}}
     if fits and (models / "best.safetensors").exists():
         main, main_info = load_model(models / "best.safetensors")
-        _add(work, values, MAIN, main, {})
-        rounds[MAIN] = main_info.round
-    _, report = work.do(PERSONALISE, values, {"rounds": rounds, "consensus": info.architectures[0]})
+        values |= {f"{MAIN}/{name}": value for name, value in main.items()}
+        networks[MAIN] = {"network": MAIN, "architecture": "", "own": [], "round": main_info.round}
+    _, report = work.do(PERSONALISE, values, {"networks": networks, "consensus": info.architectures[0]})
     return PersonalReport.model_validate(report)
 
 
@@ -71,9 +62,3 @@ def _prepared(job: Job, site: str, settings: SiteSettings) -> tuple[SiteWork, bo
     work = SiteWork(job, site, settings)
     search = work.do(PREPARE, {}, {})[1]["search"]
     return work, search["main_bytes"] <= search["budget_bytes"]
-
-
-def _add(work: SiteWork, values: Values, network: str, trained: Values, facts: Mapping[str, Any]) -> None:
-    """Have a network built and its values loaded, and put them among those that are sent."""
-    work.do(VALIDATE, trained, {"network": network, "round": 0, **facts})
-    values.update({f"{network}/{name}": value for name, value in trained.items()})

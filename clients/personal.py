@@ -84,14 +84,13 @@ def make_personal_models(
         data: the site's cases.
         networks: what the site has trained in the federation.
         values: of the best federated models, each name preceded by the network's and a slash.
-        facts: the rounds that these models are from, and the network for all that a search has found.
+        facts: which networks these are, from which rounds, and the network for all that a search has found.
     """
     started = time.monotonic()
     found = _Candidates(job, settings, data)
-    for network in (MAIN, SEARCHED):
-        if network not in facts["rounds"] or network not in networks:
-            continue
-        local, number = networks[network], int(facts["rounds"][network])
+    rounds = {network: int(told["round"]) for network, told in facts["networks"].items()}
+    for network, number in rounds.items():
+        local = networks[network]
         prefix = f"{network}/"
         shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         local.load(shared, after=number)
@@ -107,16 +106,16 @@ def make_personal_models(
             validation = _fine_tune(job, data, local)
             found.add(f"{_NAMES[network]} tuned", local.trainer, validation, job.personal.fine_tuning_steps, text)
         if local.ditto:
-            rounds = job.federation.rounds if network == MAIN else job.search.rounds
+            federated = job.federation.rounds if network == MAIN else job.search.rounds
             local.restore_ditto(number)
             name = "ditto" if network == MAIN else f"{_NAMES[network]} ditto"
             validation = _validate(job, data, local.ditto)
-            found.add(name, local.ditto, validation, job.training.steps_per_round * rounds, text)
+            found.add(name, local.ditto, validation, job.training.steps_per_round * federated, text)
     assert found.best is not None  # the server asks only for models that there are
     _, chosen, weights, text = found.best
     if settings.output:
         metric = (job.federation.best_metric, found.best[0])
-        number = int(facts["rounds"][SEARCHED if text else MAIN])
+        number = rounds[SEARCHED if text else MAIN]
         info = ModelInfo(job, number, metric, software_versions(), (text,) if text else ())
         save_model(settings.output / "model.safetensors", weights, info)
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)

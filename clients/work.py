@@ -178,9 +178,9 @@ class SiteWork:
         return {}, test_report(scores, tuple(self._job.data.labels), time.monotonic() - started)
 
     def _personalise(self, values: Values, facts: Facts) -> tuple[Values, PersonalReport]:
-        return {}, make_personal_models(
-            self._job, self._site, self._settings, self._data, self._networks, values, facts
-        )
+        # a process that was started anew has not built them yet
+        networks = {name: self._network(told) for name, told in facts["networks"].items()}
+        return {}, make_personal_models(self._job, self._site, self._settings, self._data, networks, values, facts)
 
     def _network(self, facts: Facts) -> LocalNetwork:
         """The network that a task is about; one that was searched is built when it is first named."""

@@ -202,7 +202,7 @@ class PersonalReport(Report):
 class SiteFailure(Report):
     """Why a site could not do a task, without a word about its data."""
 
-    kind: Literal["data", "training", "memory", "disk", "configuration", "policy", "internal"]
+    kind: Literal["data", "training", "memory", "device", "disk", "configuration", "policy", "internal"]
 
     @property
     def sentence(self) -> str:
@@ -214,6 +214,7 @@ _FAILURES = {
     "data": "its data cannot be used - its engineer finds each problem and its remedy in the site's own log",
     "training": "its training diverged - lower training.learning_rate, or set training.precision: fp32",
     "memory": "it ran out of memory - lower training.batch_size or data.patch_voxels, or give the site more",
+    "device": "its GPU failed, or has gone - its engineer looks after it and starts the site again",
     "disk": "it cannot read or write a file it needs - its engineer finds which in the site's own log",
     "configuration": "the job does not fit the site's device or software - the site's own log says what",
     "policy": "the site's own limits forbid this job - its engineer finds which in the site's own log",

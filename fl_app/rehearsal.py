@@ -6,7 +6,8 @@ For benchmarks and fast tests. The sites take their turns, so it is no faster th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,13 @@ class Rehearsal:
         return self._do(site, task, payload.whole(site))
 
 
-def rehearse(job: Job, sites: Mapping[str, SiteSettings], out: Path, channel: Channel | None = None) -> Result:
+def rehearse(
+    job: Job,
+    sites: Mapping[str, SiteSettings],
+    out: Path,
+    channel: Channel | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
     """Run a job to its end.
 
     Args:
@@ -68,12 +75,13 @@ def rehearse(job: Job, sites: Mapping[str, SiteSettings], out: Path, channel: Ch
         sites: each site's settings; ``state`` is where it keeps what a restart needs.
         out: folder for the result; with checkpoints in it, the job goes on from there.
         channel: how the sites are reached; none: directly.
+        clock: seconds, monotonic: what the sites' time limits are measured with.
 
     Raises:
         UserError: why it could not be finished.
     """
     channel = channel or rehearsal_channel(job, sites)
-    workflow = Workflow(job, out, channel)
+    workflow = Workflow(job, out, channel, clock)
     try:
         workflow.run(list(sites))
     except UserError as error:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -231,9 +232,14 @@ def read_result(path: Path) -> Result:
 
 def software_versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
     packages = ("nvflare", "monai", "torch", "numpy")
     own = {"fedspleen": metadata.version("fedspleen"), "python": platform.python_version()}
-    return own | {package: metadata.version(package) for package in packages}
+    return tuple((own | {package: metadata.version(package) for package in packages}).items())
 
 
 def site_scores(report: TestReport) -> SiteScores:

@@ -12,17 +12,19 @@ def shortfalls(result: Result) -> list[str]:
     found = []
     if result.refused:
         found.append(f"without {_names(set(result.refused))}, which could take no part")
-    never = {site for site, (missed, rounds) in _missed(result).items() if missed == rounds} - result.refused.keys()
+    never = result.sites.keys() - {site for done in _rounds(result) for site in _trained(done)} - result.refused.keys()
     if never:
         found.append(f"no update of {_names(never)} is in the model")
     best, start = _best(result), result.initial_metrics.get(result.config["federation"]["best_metric"])
     # a job without steps only measures
     if result.config["training"]["steps_per_round"] and best is not None and best <= (start or 0):
         found.append("the best model is no better than the untrained network: nothing was learned")
-    if result.final and result.final.left_out:
-        found.append(f"the model was not tested at {_names(set(result.final.left_out))}")
-    if result.personal and result.personal.left_out:
-        found.append(f"no model of its own was made at {_names(set(result.personal.left_out))}")
+    untested = (result.final.left_out.keys() if result.final else set()) - result.refused.keys()
+    if untested:
+        found.append(f"the model was not tested at {_names(untested)}")
+    alone = (result.personal.left_out.keys() if result.personal else set()) - result.refused.keys()
+    if alone:
+        found.append(f"no model of its own was made at {_names(alone)}")
     return found
 
 
@@ -48,10 +50,15 @@ def _rounds(result: Result) -> list[Round]:
     return [*result.rounds, *searched]
 
 
+def _trained(done: Round) -> list[str]:
+    """Whose updates have counted; with a job without steps, too."""
+    return [site for site, each in done.sites.items() if each.steps or each.weight]
+
+
 def _missed(result: Result) -> dict[str, tuple[int, int]]:
     """For each site that was ever left out: in how many rounds, and of how many that it should have been in."""
     missed = Counter(site for done in _rounds(result) for site in done.left_out)
-    took_part = Counter(site for done in _rounds(result) for site, each in done.sites.items() if each.steps)
+    took_part = Counter(site for done in _rounds(result) for site in _trained(done))
     return {site: (count, count + took_part[site]) for site, count in missed.items()}
 
 

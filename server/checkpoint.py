@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,9 @@ class Checkpoints:
             known[old].unlink()
 
     def clear(self) -> None:
-        """Remove them: the job needs them no more."""
-        for path in self._files().values():
-            path.unlink()
+        """Remove them, and what a kill has left of one: the job needs them no more."""
         if self._folder.is_dir():
-            self._folder.rmdir()
+            shutil.rmtree(self._folder)
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
         """The newest whole checkpoint, and a sentence for each newer one that is damaged; none without any."""

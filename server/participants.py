@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ class Participants:
         settings: quorum, time limit and grace.
         record: where it is written down who takes part.
         rounds: the last finished round of each network, as things stand.
+        clock: seconds, monotonic.
 
     Attributes:
         ready: what each site said of itself, when it first took part.
@@ -34,12 +36,18 @@ class Participants:
     """
 
     def __init__(
-        self, channel: Channel, settings: FederationSettings, record: Record, rounds: Callable[[], Mapping[str, int]]
+        self,
+        channel: Channel,
+        settings: FederationSettings,
+        record: Record,
+        rounds: Callable[[], Mapping[str, int]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channel = channel
         self._settings = settings
         self._record = record
         self._rounds = rounds
+        self._clock = clock
         self._trail = Ledger(record.path.parent / TRAIL)
         self.ready: dict[str, SiteReady] = {}
         self.cases: dict[str, int] = {}
@@ -63,7 +71,9 @@ class Participants:
             return self._admit(site, report)
 
         exchange = self.ask(PREPARE, dict.fromkeys(sorted(invited), Payload()), answer)
-        self.absent = exchange.unanswered
+        # who took part before the server was ended may have failed for a moment only
+        known = {*exchange.unanswered, *self._record.result.sites}
+        self.absent = [site for site in exchange.left_out if site in known]
         self._record.result.refused = dict(exchange.left_out)
         self.require_quorum(exchange, "before the first round")
 
@@ -83,6 +93,7 @@ class Participants:
             self._settings.round_time_limit_s,
             self._settings.grace_s,
             patient=task == PREPARE,
+            clock=self._clock,
         )
         # sites that shared a payload still share one
         complete = {id(each): self._complete(task, each) for each in payloads.values()}

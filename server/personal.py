@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,16 @@ def personalise(
         return None
 
     consensus = record.result.search.consensus if record.result.search else None
-    rounds: dict[str, dict[str, int]] = {site: {} for site in sites.names}
-    payloads = {site: Payload({}, {"rounds": rounds[site], "consensus": consensus}) for site in sites.names}
+    payloads: dict[str, Payload] = {}
+    networks: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for network, training, folder in ((MAIN, main, models), (SEARCHED, searched, models / "searched")):
-        if training is None or training.standing.best is None:
+        if training is None:
             continue
         best, info = load_model(folder / "best.safetensors")
-        for site, held in training.plan.held.items():
-            payloads[site].values.update({f"{network}/{name}": best[name] for name in held})
-            rounds[site][network] = info.round
+        for site in training.plan.held:
+            payload = payloads.setdefault(site, Payload({}, {"networks": networks[site], "consensus": consensus}))
+            payload.values.update({f"{network}/{name}": best[name] for name in training.sent_names(site)})
+            networks[site][network] = {**training.about(site), "round": info.round}
     exchange = sites.ask(PERSONALISE, payloads, answer)
     record.result.personal = Personal(
         sites={site: _site(report) for site, report in sorted(reports.items())}, left_out=dict(exchange.left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -24,6 +25,8 @@ from fl_app.result import (
     write_result,
 )
 from fl_app.verdict import find_caveats
+
+_logger = logging.getLogger(__name__)
 
 
 class Record:
@@ -71,7 +74,7 @@ class Record:
         """A site has checked and prepared its data."""
         facts = ready.model_dump(exclude={"warnings", "seconds", "restored", "search"})
         self.result.refused.pop(site, None)
-        if ready.restored is False and self.result.restarts and self._took_part(site):
+        if ready.restored is False and self.result.restarts and self.rounds.took_part(site):
             self.result.restarts[-1].lost_state.append(site)
         self.result.sites[site] = Site(
             **facts, data_warnings=ready.warnings, preparation_seconds=round(ready.seconds, 3)
@@ -80,12 +83,9 @@ class Record:
 
     def site_returned(self, site: str, ready: SiteReady) -> None:
         """A site takes part again, or for the first time, in mid-job."""
-        restored = ready.restored if self._took_part(site) else None
+        restored = ready.restored if self.rounds.took_part(site) else None
         self.result.returns.append(Return(site=site, round=len(self.result.rounds), restored=restored))
         self.save()
-
-    def _took_part(self, site: str) -> bool:
-        return any(each.steps for done in self.result.rounds for name, each in done.sites.items() if name == site)
 
     def tested(
         self, number: int, value: float | None, reports: Mapping[str, TestReport], left_out: Mapping[str, str]
@@ -114,7 +114,10 @@ class Record:
     def failed(self, error: str) -> None:
         """The run ended early."""
         self.result.status, self.result.error = "failed", error
-        self.save()
+        try:
+            self.save()
+        except OSError as full:
+            _logger.error(f"the end of the run could not be written down: {full.strerror}")
         self._curves.close()
 
 
@@ -131,6 +134,10 @@ class RoundLog:
         self._record = record
         self._rounds = rounds
         self._best_metric = best_metric
+
+    def took_part(self, site: str) -> bool:
+        """Whether an update of a site has counted."""
+        return any(site in done.sites and done.sites[site].steps for done in self._rounds)
 
     def round_started(self, number: int) -> None:
         """The model is on its way to the sites."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,21 @@ from pydantic import BaseModel, Field
 
 from fl_app.config import Job
 from fl_app.errors import ConfigError
-from fl_app.messages import DERIVE, PROPOSE, SCORE, SUPERNET, DeriveReport, ProposeReport, ScoreReport, SearchReady
+from fl_app.messages import (
+    DERIVE,
+    PROPOSE,
+    SCORE,
+    SUPERNET,
+    DeriveReport,
+    ProposeReport,
+    ScoreReport,
+    SearchReady,
+    SiteReady,
+)
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler
-from fl_app.networks.space.supernet import weight_names
+from fl_app.networks.space.supernet import weight_names, weight_sizes
 from fl_app.result import Generation, SearchResult, SearchSite, weighted_mean
 from server.channel import Payload, Values
 from server.participants import Participants
@@ -38,16 +48,23 @@ class SearchState(BaseModel):
     """How far a search has come; part of a checkpoint.
 
     Attributes:
+        ready: who takes part, and what each site's memory holds, as it said when the job began.
         generation: the last finished one.
         losses: mean validation loss of each scored network (JSON).
         consensus: the network for all.
         derived: each site's network.
     """
 
+    ready: dict[str, SearchReady] = Field(default_factory=dict)
     generation: int = 0
     losses: dict[str, float] = Field(default_factory=dict)
     consensus: str | None = None
     derived: dict[str, str] = Field(default_factory=dict)
+
+    def begin(self, sites: Mapping[str, SiteReady]) -> None:
+        """These take part, also those that are away when the server goes on later."""
+        if not self.ready:
+            self.ready = {site: each.search for site, each in sorted(sites.items()) if each.search}
 
 
 def memory_model(job: Job, ready: SearchReady) -> MemoryModel:
@@ -86,8 +103,8 @@ class Search:
         self._record = record
         self._supernet = supernet
         self._save = save
-        self._models = {site: memory_model(job, ready.search) for site, ready in sites.ready.items() if ready.search}
-        self._budgets = {site: ready.search.budget_bytes for site, ready in sites.ready.items() if ready.search}
+        self._models = {site: memory_model(job, ready) for site, ready in state.ready.items()}
+        self._budgets = {site: ready.budget_bytes for site, ready in state.ready.items()}
         # the site whose budget leaves least beside what every network takes
         tightest = min(self._budgets, key=lambda site: (self._budgets[site] - self._models[site].fixed, site))
         budget = self._budgets[tightest]
@@ -151,7 +168,7 @@ class Search:
             return None
 
         payload = Payload({}, {"network": SUPERNET, "round": 0, "budget_bytes": min(self._budgets.values())})
-        exchange = self._sites.ask(PROPOSE, dict.fromkeys(self._sites.names, payload), answer)
+        exchange = self._sites.ask(PROPOSE, dict.fromkeys(self.state.ready, payload), answer)
         self._sites.require_quorum(exchange, "when the sites proposed networks")
         return sorted(set(proposed.values()))
 
@@ -200,7 +217,7 @@ class Search:
         names = {name for text in wanted for name in weight_names(self._space, read_architecture(text, self._space))}
         facts = {"network": SUPERNET, "round": self.state.generation + 1, "architectures": wanted}
         payload = Payload({name: self._supernet[name] for name in sorted(names & self._supernet.keys())}, facts)
-        exchange = self._sites.ask(SCORE, dict.fromkeys(self._sites.names, payload), answer)
+        exchange = self._sites.ask(SCORE, dict.fromkeys(self.state.ready, payload), answer)
         self._sites.require_quorum(exchange, "when networks were scored")
         means = (
             weighted_mean((report.losses[place], report.cases) for report in reports.values())
@@ -223,16 +240,27 @@ class Search:
 
         facts = {"network": SUPERNET, "round": 0, "consensus": consensus.to_json()}
         payload = Payload(self._supernet, facts)
-        exchange = self._sites.ask(DERIVE, dict.fromkeys(self._sites.names, payload), answer)
+        exchange = self._sites.ask(DERIVE, dict.fromkeys(self.state.ready, payload), answer)
         self._sites.require_quorum(exchange, "when the sites chose their networks")
-        self.state.derived = {site: told.architecture for site, told in sorted(derived.items())}
-        self.result.consensus = consensus.to_json()
-        for site, told in derived.items():
+        for site in self.state.ready:
+            # who did not choose can still come back, and the consensus fits every site's memory
+            told = derived.get(site) or self._consensus_at(site, consensus)
+            self.state.derived[site] = told.architecture
             entry = self.result.sites[site]
             entry.architecture, entry.parameters = told.architecture, told.parameters
             entry.predicted_bytes, entry.measured_bytes = told.predicted_bytes, told.measured_bytes
-            _logger.info(f"{site} has chosen a network of {told.parameters} parameters, {told.predicted_bytes} bytes")
+            _logger.info(f"{site} trains a network of {told.parameters} parameters, {told.predicted_bytes} bytes")
+        self.result.consensus = consensus.to_json()
         self._record.save()
+
+    def _consensus_at(self, site: str, consensus: Architecture) -> DeriveReport:
+        return DeriveReport(
+            architecture=consensus.to_json(),
+            parameters=sum(weight_sizes(self._space, consensus, len(self._job.data.labels)).values()),
+            predicted_bytes=round(self._models[site].total(consensus)),
+            measured_bytes=0,
+            seconds=0.0,
+        )
 
 
 def holding(job: Job, networks: dict[str, Architecture], exchanged: Names) -> tuple[dict[str, Names], dict[str, Names]]:
@@ -255,9 +283,9 @@ def holding(job: Job, networks: dict[str, Architecture], exchanged: Names) -> tu
     return travel, stay
 
 
-def supernet_plan(job: Job, sites: Participants, exchanged: Names) -> Plan:
+def supernet_plan(job: Job, sites: Iterable[str], exchanged: Names) -> Plan:
     """Every site may train any part of the supernet."""
-    return Plan(SUPERNET, job.search.supernet_steps, dict.fromkeys(sites.names, exchanged), partial=True)
+    return Plan(SUPERNET, job.search.supernet_steps, dict.fromkeys(sites, exchanged), partial=True)
 
 
 def search_site(ready: SearchReady) -> SearchSite:

@@ -57,7 +57,7 @@ class Plan:
         network: its name on the wire (see `messages`).
         steps: of each site in a round, at most.
         held: for each site that takes part the names of the values that travel.
-        own: for each site the names of values that it holds alone; they travel once, in the first round.
+        own: for each site the names of values that it holds alone; they travel until it has taken part in a round.
         architectures: for each site its network of the search space, as JSON; none: the network has no variants.
         partial: whether an update may leave out values that the site did not train (supernet).
     """
@@ -118,7 +118,7 @@ class Training:
         like = {name: self.standing.values[name] for name in self._travels}
         aggregate = build_aggregate(settings.aggregator, like, self.plan.held, settings.tolerated_sites)
         resent: list[str] = []
-        payloads = self._payloads(number, resent.append, first=self.standing.round == 0)
+        payloads = self._payloads(number, resent.append)
         shares, scores = dict[str, int](), dict[str, Validation]()
         self._guard.begin(number, like)
 
@@ -173,23 +173,31 @@ class Training:
         self._choose(number, scores)
         self._sites.require_quorum(exchange, "when the last model was validated")
 
-    def _payloads(
-        self, number: int, resent: Callable[[str], None] = lambda site: None, first: bool = False
-    ) -> dict[str, Payload]:
-        """What each site gets; sites that hold the same share one object."""
+    def sent_names(self, site: str) -> Names:
+        """The values that a site gets: until an update of it has counted, also those that it holds alone."""
+        held = self.plan.held[site]
+        return held if self._log.took_part(site) else (*held, *self.plan.own.get(site, ()))
+
+    def _payloads(self, number: int, resent: Callable[[str], None] = lambda site: None) -> dict[str, Payload]:
+        """What each site gets; sites that get the same share one object."""
         made: dict[tuple[Names, Names, str], Payload] = {}
         together: dict[str, Payload] = {}
+        # the best round so far: a site keeps what never leaves it as it was then
         best = (self.standing.best or (0, 0.0))[0]
-        for site, held in self.plan.held.items():
-            own, architecture = self.plan.own.get(site, ()), self.plan.architectures.get(site, "")
-            key = held, own, architecture
+        for site in self.plan.held:
+            names, facts = self.sent_names(site), self.about(site)
+            key = names, tuple(facts["own"]), facts["architecture"]
             if key not in made:
-                # the best round so far: a site keeps what never leaves it as it was then
-                facts = {"network": self.plan.network, "round": number, "best_round": best}
-                facts |= {"own": list(own), "architecture": architecture}
-                made[key] = self._outgoing.payload(self.standing.values, held, own if first else (), facts, resent)
+                held = self.plan.held[site]
+                told = {**facts, "round": number, "best_round": best}
+                made[key] = self._outgoing.payload(self.standing.values, held, names[len(held) :], told, resent)
             together[site] = made[key]
         return together
+
+    def about(self, site: str) -> dict[str, Any]:
+        """Which network this is, as a site must know it to build it."""
+        own, architecture = self.plan.own.get(site, ()), self.plan.architectures.get(site, "")
+        return {"network": self.plan.network, "own": list(own), "architecture": architecture}
 
     def _expected(self, site: str, report: TrainReport) -> Names:
         """The names of the values that an update must hold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ class Workflow:
         job: the job.
         folder: for ``result.json``, ``model/`` and ``checkpoints/``.
         channel: how the sites are reached.
+        clock: seconds, monotonic: what the sites' time limits are measured with.
     """
 
-    def __init__(self, job: Job, folder: Path, channel: Channel) -> None:
+    def __init__(self, job: Job, folder: Path, channel: Channel, clock: Callable[[], float] = time.monotonic) -> None:
         self.record = Record(folder / "result.json", job)
         self._job = job
         self._models = folder / "model"
         self._progress = Progress(folder / "checkpoints", self.record)
-        self._sites = Participants(channel, job.federation, self.record, lambda: self._progress.rounds)
+        self._sites = Participants(channel, job.federation, self.record, lambda: self._progress.rounds, clock)
         self._invited: set[str] = set()
         self._done = False
 
@@ -54,6 +56,15 @@ class Workflow:
         Raises:
             FederationError: why it cannot go on; what was reached is saved.
         """
+        try:
+            self._run(invited)
+        except OSError as error:
+            raise FederationError(
+                f"the server cannot write or read its files: {error.strerror or error} - "
+                "what the last checkpoint holds is not lost"
+            ) from error
+
+    def _run(self, invited: list[str]) -> None:
         if self._progress.is_finished():
             self._progress.clear()
             return
@@ -61,6 +72,8 @@ class Workflow:
         # who took part before the server was ended may still come
         self._invited = {*invited, *self.record.result.sites}
         self._sites.prepare(sorted(self._invited))
+        if self._job.search.wanted:
+            self._progress.search.begin(self._sites.ready)
         main = self._train_main()
         searched = self._search() if self._job.search.wanted else None
         if main:
@@ -87,9 +100,9 @@ class Workflow:
         result = self.record.result
         result.parameters = sum(value.numel() for value in network.parameters())
         result.exchanged_bytes = payload_bytes({name: standing.values[name] for name in exchanged})
-        fitting = [site for site, ready in self._sites.ready.items() if not ready.search or ready.search.main_fits]
-        if not self._job.search.wanted:
-            fitting += self._sites.absent
+        fitting = [*self._sites.ready, *self._sites.absent]
+        if self._job.search.wanted:
+            fitting = [site for site, ready in self._progress.search.ready.items() if ready.main_fits]
         if not fitting:
             _logger.warning("no site's memory budget holds the job's own network: only the search is run")
             return None
@@ -103,21 +116,20 @@ class Workflow:
         network = Supernet(settings.space, len(self._job.data.labels), self._job.seed)
         supernet = dict(network.state_dict())
         exchanged = exchanged_names(network, self._job.federation.normalisation)
-        result = self.record.result
+        result, state = self.record.result, self._progress.search
         if result.search is None:
-            ready = {site: each.search for site, each in sorted(self._sites.ready.items()) if each.search}
             result.search = SearchResult(
                 space=settings.space.name,
                 supernet_parameters=sum(value.numel() for value in supernet.values()),
                 supernet_bytes=payload_bytes({name: supernet[name] for name in exchanged}),
-                sites={site: search_site(each) for site, each in ready.items()},
+                sites={site: search_site(each) for site, each in state.ready.items()},
             )
         log = RoundLog(self.record, result.search.supernet_rounds, self._job.federation.best_metric)
         standing = self._progress.standing(SUPERNET, supernet)
-        plan = supernet_plan(self._job, self._sites, exchanged)
+        plan = supernet_plan(self._job, state.ready, exchanged)
         supernet = self._train(plan, standing, settings.supernet_rounds, log, None).standing.values
         known = {name: supernet[name] for name in exchanged}
-        search = Search(self._job, self._sites, self.record, self._progress.search, known, self._progress.save)
+        search = Search(self._job, self._sites, self.record, state, known, self._progress.save)
         networks = search.find()
         travel, stay = holding(self._job, networks, exchanged)
         for site, names in stay.items():
@@ -127,9 +139,8 @@ class Workflow:
         held = {name for each in networks.values() for name in weight_names(settings.space, each)}
         standing = self._progress.standing(SEARCHED, {name: supernet[name].clone() for name in sorted(held)})
         log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
-        derived = self._progress.search.derived
-        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, derived)
-        texts = tuple(dict.fromkeys([result.search.consensus or "", *derived.values()]))
+        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, state.derived)
+        texts = tuple(dict.fromkeys([result.search.consensus or "", *state.derived.values()]))
         training = self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
         # what a site needs that comes later: also what is in no network that was found
         values, info = load_model(self._models / "searched" / "best.safetensors")

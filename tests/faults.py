@@ -1,68 +1,173 @@
-"""Faults on the way between server and sites, for fast tests: a channel that drops, delays, repeats and corrupts."""
+"""Faults on the way between server and sites, for fast tests: one channel in which all of them happen.
 
-import numpy as np
+It keeps a clock of its own, so that minutes of waiting cost nothing and every wait can be measured.
+"""
+
+import heapq
+from itertools import count
+
 import torch
 
-from fl_app.messages import TRAIN
+from fl_app.messages import TRAIN, SiteFailure
 
-FAULTS = ("drop", "delay", "repeat", "not a number", "shape", "extra", "scale")
+CORRUPTIONS = ("not a number", "shape", "missing", "extra", "scale")
+FAULTS = ("away", "killed", "stalled", "slow", "fails", "lost", "repeat", "stale", *CORRUPTIONS)
+POLL_SECONDS, _SIGN_SECONDS, _AGAIN_SECONDS = 0.05, 2.0, 15.0  # as at real servers and sites
 
 
-class FaultyChannel:
-    """Does something bad to each training answer with some probability, but never to the first site's.
+class Killed(Exception):
+    """Stands for the end of the server's process."""
+
+
+class Clock:
+    """Seconds, as a test moves them."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class TroubledLine:
+    """Sites in this process, and a line on which answers are lost, late, repeated and corrupted.
 
     Args:
-        channel: that carries the messages.
-        seed: of the faults.
-        share: of the answers that suffer one.
+        make: gives a site's work, by its name; called again when the site is started anew.
+        federation: the job's settings, for the limits of waits.
+        chance: a random stream that decides what breaks, and when.
+        share: of the tasks that suffer a fault.
+        crashes: share of the exchanges during which the server is killed.
+        spared: sites to whose answers nothing happens.
 
     Attributes:
-        injected: (round, site, fault) for each fault.
-        counted: for each round the updates, and the weights, that the server said it would use.
+        clock: for the workflow.
+        injected: (task, round, site, fault) for each fault; the site is empty when the server was killed.
+        counted: by network and round, the updates and weights of the sites that the server said it would use.
+        longest: seconds of the longest wait beyond the time limit, or beyond the grace time after the quorum.
     """
 
-    def __init__(self, channel, seed, share=0.5):
-        self._channel, self._share = channel, share
-        self._chance = np.random.default_rng(seed)
-        self._held = {}
-        self.injected, self.counted = [], {}
+    def __init__(self, make, federation, chance, share=0.3, crashes=0.0, spared=()):
+        self.clock, self.injected, self.counted, self.longest = Clock(), [], {}, 0.0
+        self.share, self.crashes = share, crashes
+        self._make, self._federation, self._chance, self._spared = make, federation, chance, spared
+        self._sites, self._held, self._back, self._order = {}, {}, {}, count()
 
     def ask(self, task, payloads, exchange, answer):
-        if task != TRAIN:
-            return self._channel.ask(task, payloads, exchange, answer)
-        number = next(iter(payloads.values())).facts["round"]
-        faults = {}
-        for site in sorted(payloads)[1:]:
-            if self._chance.random() < self._share:
-                faults[site] = str(self._chance.choice(FAULTS))
-                self.injected.append((number, site, faults[site]))
-        taken = self.counted.setdefault(number, {})
+        facts = next(iter(payloads.values())).facts
+        place = facts.get("network", ""), facts.get("round", 0)
+        self._task = task, place[1]
+        self._answer, self._exchange, self._taken = answer, exchange, {}
+        if task == TRAIN:
+            self.counted[place] = self._taken  # instead of what came before, if the round is done again
+        self._events = []  # what else was to happen in the last exchange is over
+        start, limit = self.clock.now, self._federation.round_time_limit_s
+        for site, payload in payloads.items():
+            self._draw(site, lambda site=site, payload=payload: self._work(site, payload))
+        if self._chance.random() < self.crashes:
+            self._at(self._moment(limit / 2), self._crash)
+        quorum_end = start + limit
+        while not exchange.is_over():
+            if self._events and self._events[0][0] <= self.clock.now:
+                heapq.heappop(self._events)[-1]()
+            else:
+                self.clock.now += POLL_SECONDS
+            if exchange.reached_quorum:
+                quorum_end = min(quorum_end, self.clock.now + self._federation.grace_s)
+        exchange.close()
+        # a server looks at its clock so often
+        self.longest = max(self.longest, self.clock.now - quorum_end - POLL_SECONDS)
 
-        def take(site, values, report):
-            values, report = self._disturbed(site, faults.get(site), values, report)
-            reason = answer(site, values, report)
-            if reason is None:
-                taken[site] = values, report["training_cases"]
-            if faults.get(site) == "repeat":
-                again = {name: value.clone() for name, value in values.items()}
-                assert answer(site, again, report), "a repeated answer must not count"
-            return reason
+    def _draw(self, site, work):
+        """Decide what happens to a task at a site, and when."""
+        limit = self._federation.round_time_limit_s
+        fault, done, back = None, self._moment(limit / 3), self._back.get(site, 0.0) - self.clock.now
+        if back > 0:
+            fault = "away"  # still
+        elif site not in self._spared and self._chance.random() < self.share:
+            fault = str(self._chance.choice(FAULTS if self._task[0] == TRAIN else FAULTS[: -len(CORRUPTIONS)]))
+            self._note(site, fault)
+        if fault in ("away", "killed"):
+            if back <= 0:
+                back = self._moment(3 * limit)
+                self._back[site] = self.clock.now + back
+                self._sites.pop(site, None)  # when it is back, its process is another one
+            if fault == "away":
+                self._exchange.missing(site)
+            else:
+                self._signs(site, 0.0, min(back, done) / 2)
+            self._signs(site, back, back + done)
+            self._at(back + done, lambda: self._deliver(site, *work()))
+        elif fault == "stalled":
+            self._signs(site, 0.0, 2 * limit)
+        elif fault == "slow":
+            slow = limit / 3 + self._moment(2 * limit)
+            self._signs(site, 0.0, slow)
+            self._at(slow, lambda: self._deliver(site, *work()))
+        elif fault == "fails":
+            self._at(done, lambda: self._exchange.receive(site, lambda: SiteFailure(kind="memory").sentence))
+        elif fault == "lost":
+            self._signs(site, 0.0, done)
+            self._at(done + _AGAIN_SECONDS, lambda: self._deliver(site, *work()))
+        else:
+            self._signs(site, 0.0, done)
+            self._at(done, lambda: self._disturbed(site, fault, *work()))
+            if fault == "repeat":
+                self._at(done + 0.5, lambda: self._deliver(site, *work()))
 
-        reached = {site: payload for site, payload in payloads.items() if faults.get(site) != "drop"}
-        return self._channel.ask(task, reached, exchange, take)
+    def _work(self, site, payload):
+        if site not in self._sites:
+            self._sites[site] = self._make(site)
+        values = {name: value.clone() for name, value in payload.values.items()}
+        return self._sites[site].do(self._task[0], values, dict(payload.facts))
 
     def _disturbed(self, site, fault, values, report):
-        first = max(values, key=lambda name: values[name].numel())
-        if fault == "delay":  # the answer of an earlier round comes now, this one's later
-            late = self._held.get(site, (values, {**report, "round": 999}))
+        if fault == "stale":  # the answer of an earlier task comes now
+            held = self._held.get(site)
             self._held[site] = values, report
-            return late
-        if fault == "not a number":
-            values[first] = torch.full_like(values[first], float("nan"))
-        elif fault == "shape":
-            values[first] = values[first].reshape(-1)[:1]
-        elif fault == "extra":
-            values["nothing.of.the.kind"] = torch.zeros(1)
-        elif fault == "scale":
-            values = {name: value * 1e6 for name, value in values.items()}
-        return values, report
+            values, report = held or (values, {**report, "round": 999})
+        if fault in CORRUPTIONS:
+            values = corrupted(fault, values)
+        self._deliver(site, values, report)
+
+    def _deliver(self, site, values, report):
+        def take():
+            reason = self._answer(site, values, dict(report))
+            if reason is None:
+                assert site not in self._taken, "counted twice"
+                self._taken[site] = values, report.get("training_cases")
+            return reason
+
+        self._exchange.receive(site, take)
+
+    def _signs(self, site, begin, end):
+        moment = begin
+        while moment <= end:
+            self._at(moment, lambda: self._exchange.heard(site))
+            moment += _SIGN_SECONDS
+
+    def _crash(self):
+        self._note("", "server killed")
+        self._sites.clear()  # a server that is started again has the sites start their processes anew
+        raise Killed
+
+    def _note(self, site, fault):
+        self.injected.append((*self._task, site, fault))
+
+    def _at(self, seconds, what):
+        heapq.heappush(self._events, (self.clock.now + seconds, next(self._order), what))
+
+    def _moment(self, most):
+        return float(self._chance.uniform(0, most))
+
+
+def corrupted(fault, values):
+    """An update with something wrong in it."""
+    first = max(values, key=lambda name: values[name].numel())
+    if fault == "scale":
+        return {name: value * 1e6 for name, value in values.items()}
+    if fault == "missing":
+        return {name: value for name, value in values.items() if name != first}
+    if fault == "extra":
+        return {**values, "nothing.of.the.kind": torch.zeros(1)}
+    wrong = torch.full_like(values[first], float("nan")) if fault == "not a number" else values[first].reshape(-1)[:1]
+    return {**values, first: wrong}

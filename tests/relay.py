@@ -19,10 +19,8 @@ class Relay:
 
     def __init__(self, port, target):
         self._target = target
-        self.delay = 0.0
-        self._flows = threading.Event()
-        self._flows.set()
-        self._is_cut = False
+        self._flows = {"to the server": threading.Event(), "to the sites": threading.Event()}
+        self.mend()
         self._sockets = set()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=50)
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,18 +31,20 @@ class Relay:
         for each in list(self._sockets):
             self._close(each)
 
-    def stall(self):
-        """Let nothing through; connections stay open."""
-        self._flows.clear()
+    def stall(self, *ways):
+        """Let nothing through, or nothing in these ways; connections stay open."""
+        for way in ways or self._flows:
+            self._flows[way].clear()
 
     def mend(self):
         """Let everything through again."""
         self._is_cut, self.delay = False, 0.0
-        self._flows.set()
+        for flow in self._flows.values():
+            flow.set()
 
     def close(self):
+        self.mend()
         self.cut()
-        self._flows.set()
         self._listener.close()
 
     def _accept(self):
@@ -61,13 +61,13 @@ class Relay:
                     continue
                 outer.settimeout(None)
                 self._sockets |= {inner, outer}
-                for one, other in ((inner, outer), (outer, inner)):
-                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+                for one, other, flow in zip((inner, outer), (outer, inner), self._flows.values(), strict=True):
+                    threading.Thread(target=self._pump, args=(one, other, flow), daemon=True).start()
 
-    def _pump(self, source, sink):
+    def _pump(self, source, sink, flow):
         with suppress(OSError):
             while piece := source.recv(65536):
-                self._flows.wait()
+                flow.wait()
                 time.sleep(self.delay)
                 sink.sendall(piece)
         for each in (source, sink):

@@ -36,7 +36,10 @@ def a_result(sites=2, rounds=3, done=2):
                 number=number,
                 seconds=10.0,
                 dice=0.5 + number / 10,
-                sites={name: SiteRound(loss=1 / number, dice=0.5 + place / 100) for place, name in enumerate(names)},
+                sites={
+                    name: SiteRound(loss=1 / number, steps=2, dice=0.5 + place / 100)
+                    for place, name in enumerate(names)
+                },
             )
             for number in range(1, done + 1)
         ],

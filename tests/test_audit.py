@@ -120,6 +120,10 @@ def test_an_empty_trail_is_intact(tmp_path):
     assert (report.lines, report.problem, report.head) == (0, "", "0" * 64)
 
 
+@pytest.mark.promise(
+    "trail: changed by hand",
+    "`fedspleen audit verify` names the first wrong line",
+)
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_change_of_bytes_before_the_last_line_is_found(tmp_path_factory, data):
@@ -173,6 +177,10 @@ def test_a_fact_cannot_take_the_place_of_the_chain(path):
     assert verify_ledger(path).lines == 5
 
 
+@pytest.mark.promise(
+    "trail: a kill in the middle of a line",
+    "no finished line is lost; the torn one is told",
+)
 def test_a_kill_at_any_moment_loses_no_finished_line(tmp_path):
     path = tmp_path / "trail.jsonl"
     lines = 0
@@ -205,6 +213,10 @@ def _write_until_full(path, limit):
     os._exit(0)
 
 
+@pytest.mark.promise(
+    "trail: disk full",
+    "finished lines stay, no other does",
+)
 def test_a_full_disk_leaves_the_finished_lines_and_no_other(tmp_path):
     path = tmp_path / "trail.jsonl"
     child = multiprocessing.get_context("fork").Process(target=_write_until_full, args=(path, 10_000))

@@ -1,4 +1,4 @@
-"""Many faults at random moments, fast: workflow and sites' work over a channel that drops, repeats and corrupts."""
+"""Faults at one site that the others must not feel, and whom a round waits for."""
 
 import gc
 import os
@@ -6,22 +6,20 @@ import resource
 import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from fl_app.config_file import load_job
-from fl_app.model_file import load_model
-from fl_app.networks import build_network
+from fl_app.errors import FederationError
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
 from server.channel import Payload
 from server.exchange import Exchange
 from server.participants import Participants
 from server.record import Record
-from tests.faults import FAULTS, FaultyChannel
 from tests.federation import write_job, write_sites
 
 SITES = ("site-1", "site-2", "site-3")
@@ -49,37 +47,10 @@ def make_job(folder, rounds, **federation):
     )
 
 
-def test_random_faults_lose_nothing_count_nothing_twice_and_are_all_written_down(data, tmp_path):
-    """The model is what the accepted updates make, recomputed here by other means; every fault has its reason."""
-    faults = 0
-    for seed in range(4):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        job = make_job(folder, 4, min_sites=1)
-        sites = settings(data, folder)
-        channel = FaultyChannel(rehearsal_channel(job, sites), seed)
-        result = rehearse(job, sites, folder / "out", channel)
-        faults += len(channel.injected)
-        assert result.status == "finished" and [each.number for each in result.rounds] == [1, 2, 3, 4]
-        model = {name: value.double() for name, value in build_network(job).state_dict().items()}
-        for done in result.rounds:
-            taken = channel.counted[done.number]
-            trained = {site for site, each in done.sites.items() if each.steps}
-            assert trained == set(taken) and trained | set(done.left_out) == set(SITES)
-            assert trained & set(done.left_out) == set() and all(done.left_out.values())
-            bad = {site for number, site, fault in channel.injected if number == done.number and fault != "repeat"}
-            assert set(done.left_out) == bad
-            total = sum(cases for _, cases in taken.values())
-            for name in next(iter(taken.values()))[0]:
-                model[name] += sum(values[name].double() * cases for values, cases in taken.values()) / total
-        last, _ = load_model(folder / "out" / "model" / "last.safetensors")
-        for name, value in last.items():
-            assert torch.allclose(value.double(), model[name].to(value.dtype).double(), atol=1e-5), name
-        assert any("rounds went without site-" in caveat for caveat in result.caveats)
-    print(f"{faults} faults in 4 runs, 0 results lost")
-    assert faults >= 10 and len(FAULTS) == 7
-
-
+@pytest.mark.promise(
+    "run: 200 rounds",
+    "memory, file handles, threads and files on disk stay as they are",
+)
 @pytest.mark.slow
 @pytest.mark.long
 def test_200_rounds_leave_memory_files_threads_and_disk_as_they_are(data, tmp_path):
@@ -154,6 +125,10 @@ def run_with_trouble(data, folder, before, after=lambda: None, changes=None, **s
     return rehearse(job, sites, folder / "out", channel)
 
 
+@pytest.mark.promise(
+    "site: memory of a training used up",
+    "that site's round is lost, with its kind and what to do; its client stays",
+)
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data, tmp_path):
@@ -176,29 +151,65 @@ def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data
     assert result.rounds[2].left_out == {}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_costs_that_site_that_round_only(data, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount a disk")
-    try:
-
-        def fill():
-            with suppress(OSError), (disk / "filler").open("wb") as stream:
-                stream.write(bytes(2**21))
-
-        (tmp_path / "run").mkdir()
-        changes = {"state": disk / "state"}
-        result = run_with_trouble(
-            data, tmp_path / "run", fill, lambda: (disk / "filler").unlink(missing_ok=True), changes=changes
-        )
-        assert result.status == "finished" and "cannot read or write a file" in result.rounds[1].left_out["site-2"]
-        assert result.rounds[2].left_out == {}
-    finally:
-        subprocess.run(["umount", disk], check=True)
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a small disk, and not everywhere")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
+def fill(disk):
+    with suppress(OSError), (disk / "filler").open("wb") as stream:
+        stream.write(bytes(2**21))
+
+
+def remount(disk, mode):
+    subprocess.run(["mount", "-o", f"remount,{mode}", disk], check=True)
+
+
+@pytest.mark.promise(
+    "site: disk full, folder not writable",
+    "that site's round is lost, with its kind; it trains on as soon as it can write",
+)
+@pytest.mark.parametrize(
+    ("break_it", "mend_it"),
+    [
+        (fill, lambda disk: (disk / "filler").unlink()),
+        (lambda disk: remount(disk, "ro"), lambda disk: remount(disk, "rw")),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_cannot_be_written_costs_that_site_that_round_only(data, tmp_path, disk, break_it, mend_it):
+    (tmp_path / "run").mkdir()
+    changes = {"state": disk / "state"}
+    result = run_with_trouble(data, tmp_path / "run", lambda: break_it(disk), lambda: mend_it(disk), changes=changes)
+    assert result.status == "finished" and "cannot read or write a file" in result.rounds[1].left_out["site-2"]
+    assert result.rounds[2].left_out == {}
+
+
+@pytest.mark.promise(
+    "server: disk full",
+    "the job ends with one sentence; its last checkpoint stays whole, `fedspleen simulate --resume` goes on from it",
+)
+def test_a_full_disk_at_the_server_ends_the_job_and_loses_no_finished_round(data, tmp_path, disk):
+    job = make_job(tmp_path, 3)
+    whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    channel = Around(rehearsal_channel(job, sites), 2, lambda: fill(disk))
+    with pytest.raises(FederationError, match="No space left on device - what the last checkpoint holds is not lost"):
+        rehearse(job, sites, disk / "out", channel)
+    (disk / "filler").unlink()
+    result = rehearse(job, sites, disk / "out")
+    assert [each.after_round for each in result.restarts] == [1] and result.restarts[0].damaged == []
+    assert [done.dice for done in result.rounds] == [done.dice for done in whole.rounds]
+    assert result.final == whole.final
+
+
+@pytest.mark.promise("site: disk full, folder not writable")
 def test_an_output_folder_that_cannot_be_written_is_named_by_its_kind(data, tmp_path):
     blocked = tmp_path / "a file"
     blocked.write_text("no folder")
@@ -208,14 +219,21 @@ def test_an_output_folder_that_cannot_be_written_is_named_by_its_kind(data, tmp_
     assert any("without site-2" in caveat for caveat in result.caveats)
 
 
-def test_a_file_that_is_truncated_during_training_is_that_sites_trouble_only(tmp_path):
+@pytest.mark.promise(
+    "site: files truncated or removed during training",
+    "prepared cases are in memory; what reads a file again fails at that site only",
+)
+@pytest.mark.parametrize(
+    "lose", [lambda path: path.write_bytes(path.read_bytes()[:100]), Path.unlink], ids=["truncated", "removed"]
+)
+def test_a_file_that_is_lost_during_training_is_that_sites_trouble_only(tmp_path, lose):
     own = write_sites(tmp_path / "data", site_1=4, site_2=4)
 
-    def truncate():
+    def lose_all():
         for path in (own / "site-2").rglob("*.nii.gz"):
-            path.write_bytes(path.read_bytes()[:100])
+            lose(path)
 
-    result = run_with_trouble(own, tmp_path, truncate)
+    result = run_with_trouble(own, tmp_path, lose_all)
     assert result.status == "finished" and result.rounds[1].left_out == {}, "prepared cases are in memory"
     assert set(result.final.left_out) <= {"site-2"} and set(result.final.sites) >= {"site-1"}
 
@@ -232,6 +250,7 @@ class Answering:
         exchange.close()
 
 
+@pytest.mark.promise("site: its process of the job killed or crashed")
 def test_a_site_whose_process_ends_again_and_again_is_given_up_and_told_so(tmp_path):
     job, channel = make_job(tmp_path, 1), Answering()
     sites = Participants(channel, job.federation, Record(tmp_path / "result.json", job), dict)
@@ -258,6 +277,10 @@ def make_exchange(**options):
     return clock, Exchange(SITES, clock=clock, **{"quorum": 2, "time_limit": 600, "grace": 300, **options})
 
 
+@pytest.mark.promise(
+    "site: silent",
+    "not waited for once `min_sites` have answered; until then, up to the round's time limit",
+)
 def test_a_silent_site_is_not_waited_for_once_the_quorum_has_answered():
     clock, exchange = make_exchange()
     for site in SITES:
@@ -283,6 +306,7 @@ def test_a_slow_site_that_gives_signs_has_the_whole_grace_time():
     assert exchange.is_over()
 
 
+@pytest.mark.promise("site: silent")
 def test_without_a_quorum_silent_sites_are_waited_for_until_the_time_limit():
     clock, exchange = make_exchange()
     for site in SITES:
@@ -315,6 +339,7 @@ def test_a_site_that_was_gone_and_is_back_is_waited_for_again():
     assert not exchange.is_silent("site-3")
 
 
+@pytest.mark.promise("site: stalled, but with signs of life")
 def test_at_the_time_limit_it_is_told_how_far_a_site_was():
     clock, exchange = make_exchange()
     clock.now = 599

@@ -258,6 +258,10 @@ class Planted:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.promise(
+    "files: pickled code in a model",
+    "never executed",
+)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "pth", "pkl", "bin"])
 def test_a_pickled_model_is_never_executed(tmp_path, protocol, ending):

@@ -59,6 +59,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.promise("answers: lost, late, repeated, of another round, NaN, wrong shape or names, scaled")
 @pytest.mark.parametrize(("broken", "claim", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_bad_update_is_left_out_and_leaves_no_trace(broken, claim, reason):
     made = guard()
@@ -94,6 +95,7 @@ def test_a_site_may_be_asked_for_a_part_of_the_model():
 # lengths
 
 
+@pytest.mark.promise("answers: lost, late, repeated, of another round, NaN, wrong shape or names, scaled")
 def test_an_update_much_longer_than_its_peers_is_left_out():
     made = after_a_round(1.0, 1.2, 0.8)
     claim = Claim(2, 30, 5)

@@ -99,6 +99,10 @@ def frame(content, length=None):
     return b"\x82\xff" + struct.pack(">Q", len(content) if length is None else length) + bytes(4) + content
 
 
+@pytest.mark.promise(
+    "port: random bytes, idle connections, HTTP, oversized frames",
+    "the server stays up, and a good site still registers",
+)
 def test_random_bytes(server, unharmed):
     chance = random.Random(5)
     for size in [0, 1, 5, 100, 1000, 20_000] * 8:
@@ -126,6 +130,7 @@ def test_tls_without_a_certificate(server, unharmed):
             raise OSError("closed")
 
 
+@pytest.mark.promise("port: random bytes, idle connections, HTTP, oversized frames")
 def test_two_hundred_idle_connections_do_not_keep_others_out(server, unharmed):
     idle = [plain(server) for _ in range(200)]
     try:
@@ -150,6 +155,7 @@ def test_http_that_never_ends_inside_tls(server, unharmed):
         assert b"200" not in answer
 
 
+@pytest.mark.promise("port: random bytes, idle connections, HTTP, oversized frames")
 @pytest.mark.parametrize("length", [2**31 + 1, 2**40, 2**63 - 1, 2**64 - 1])
 def test_an_oversized_frame_of_a_real_site_is_refused(server, unharmed, length):
     with websocket(server) as connection:

@@ -164,6 +164,7 @@ def of_the_allocator():
         (MemoryError(), "memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
         (of_the_allocator(), "memory"),
+        (torch.AcceleratorError("CUDA error: the launch timed out and was terminated"), "device"),
         (DataError("case 7"), "data"),
         (ConfigError("x"), "configuration"),
         (UsageError("x"), "configuration"),

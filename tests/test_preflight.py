@@ -285,6 +285,10 @@ def test_a_server_listens_on_loopback_or_on_all_interfaces_whatever_its_name_is(
     assert open_kit(make_kits(tmp_path, host=host) / "server", "server").host == address
 
 
+@pytest.mark.promise(
+    "site: another version of the software",
+    "left out before the first round; both versions are named",
+)
 def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
     job = Job(federation={"min_sites": 1})
     ready = SiteReady(

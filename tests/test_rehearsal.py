@@ -10,6 +10,7 @@ from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, verify_ledger
 from fl_app.model_file import load_model
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.result import read_result
 from fl_app.site import SiteSettings
 from tests.federation import write_job, write_sites
 
@@ -79,6 +80,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.promise("server: power loss, `kill -9`")
 def test_a_job_that_is_ended_anywhere_goes_on_to_the_same_weights(data, job, tmp_path):
     whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     best = whole.final.round
@@ -98,6 +100,10 @@ def test_a_job_that_is_ended_anywhere_goes_on_to_the_same_weights(data, job, tmp
         assert not any(restart.lost_state for restart in again.restarts)
 
 
+@pytest.mark.promise(
+    "server: a checkpoint damaged",
+    "noticed by its SHA-256; the one before it is used, and `result.restarts` says so",
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(data, job, tmp_path):
     whole = rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     sites = settings(data, tmp_path)
@@ -113,6 +119,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(data, job, tmp_
     assert [each.number for each in again.rounds] == [each.number for each in whole.rounds]
 
 
+@pytest.mark.promise(
+    "site: its own state lost or damaged",
+    "it goes on without; `result.restarts` or `returns`, and a caveat, name it",
+)
 def test_a_site_that_has_lost_its_own_state_is_named(data, job, tmp_path):
     sites = settings(data, tmp_path)
     with pytest.raises(Killed):
@@ -136,6 +146,43 @@ def test_after_a_finished_job_no_checkpoint_takes_up_the_disk(data, job, tmp_pat
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
+def test_what_a_kill_leaves_of_a_checkpoint_is_no_obstacle_at_the_end(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    with pytest.raises(Killed):
+        rehearse(job, sites, tmp_path / "out", Ending(rehearsal_channel(job, sites), "train", 2, True))
+    (tmp_path / "out" / "checkpoints" / ".00000002.safetensors.1.2.tmp").write_bytes(b"half of one")
+    assert rehearse(job, sites, tmp_path / "out").status == "finished"
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class Without:
+    """A channel whose second site does not answer in one round."""
+
+    def __init__(self, channel, number):
+        self._channel, self._number = channel, number
+
+    def ask(self, task, payloads, exchange, answer):
+        if (task, next(iter(payloads.values())).facts.get("round")) == ("train", self._number):
+            payloads = {"site-1": payloads["site-1"]}
+        self._channel.ask(task, payloads, exchange, answer)
+
+
+@pytest.mark.promise(
+    "round: fewer good answers than the quorum",
+    "the job ends with each site's reason; what was reached can be downloaded, a simulation goes on with `--resume`",
+)
+def test_a_job_that_ended_below_its_quorum_goes_on_to_the_same_weights(data, job, tmp_path):
+    rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
+    sites = settings(data, tmp_path)
+    with pytest.raises(FederationError, match=r"1 of 2 sites could take part in round 2, 2 are needed .*site-2: it "):
+        rehearse(job, sites, tmp_path / "out", Without(rehearsal_channel(job, sites), 2))
+    told = read_result(tmp_path / "out" / "result.json")
+    assert told.status == "failed" and "site-2: it " in told.error
+    assert load_model(tmp_path / "out" / "model" / "last.safetensors")[1].round == 1
+    rehearse(job, sites, tmp_path / "out")
+    assert_same(models(tmp_path / "out"), models(tmp_path / "whole" / "out"))
+
+
 class Returning:
     """A channel whose second site is another process from some round on: nothing is left in its memory."""
 
@@ -149,6 +196,7 @@ class Returning:
         self._channel.ask(task, payloads, exchange, answer)
 
 
+@pytest.mark.promise("site: power loss, `kill -9`")
 def test_sites_that_are_started_anew_go_on_from_their_own_state_to_the_same_weights(data, job, tmp_path):
     rehearse(job, settings(data, tmp_path / "whole"), tmp_path / "whole" / "out")
     sites = settings(data, tmp_path)

@@ -232,6 +232,7 @@ def test_joining_a_result_without_a_search_says_what_is_missing(more_data, tmp_p
     assert done.returncode == 2 and "name the result of a job with a search" in done.stderr
 
 
+@pytest.mark.promise("server: power loss, `kill -9`")
 def test_a_search_that_is_ended_anywhere_goes_on_to_the_same_networks(run, data, tmp_path):
     job, whole, _, folder = run
     wanted, _ = load_model(folder / "out" / "model" / "searched" / "best.safetensors")

@@ -298,6 +298,10 @@ def test_a_proxy_that_ends_tls_is_named_as_such(consortium, tmp_path):
     assert finding.code == "server-untrusted" and "(site-1)" in finding.problem and "opens TLS" in finding.remedy
 
 
+@pytest.mark.promise(
+    "site: the same kit started twice",
+    "the second start is refused in one sentence",
+)
 def test_the_same_kit_does_not_run_twice(consortium, fedspleen):
     _, kits, _, _ = consortium
     for kind, name in (("server", "server"), ("client", "site-1")):
@@ -318,6 +322,7 @@ def test_a_second_server_on_the_port_is_refused(consortium, fedspleen):
     assert done.returncode == 1 and "cannot be opened" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.promise("port: another authority's or another site's certificate")
 def test_another_authoritys_certificate_is_refused(consortium, tmp_path, fedspleen):
     """A whole, valid kit of another consortium that names this server's address."""
     folder, kits, _, _ = consortium
@@ -326,6 +331,10 @@ def test_another_authoritys_certificate_is_refused(consortium, tmp_path, fedsple
     assert done.returncode == 1 and "another authority" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.promise(
+    "port: another authority's or another site's certificate",
+    "refused, and said which",
+)
 def test_another_sites_certificate_is_refused(consortium, tmp_path, fedspleen):
     """By the kit's check; and, where somebody goes round it, by the server."""
     folder, kits, _, _ = consortium
@@ -352,6 +361,7 @@ def test_check_finds_nothing_wrong_with_a_running_server(consortium, fedspleen):
     assert abs(float(report["facts"]["clock"].split()[0])) < 2
 
 
+@pytest.mark.promise("server: stopped (SIGTERM, `server stop`)")
 def test_everything_ends_within_15_seconds_of_a_signal_and_the_result_is_found(consortium, fedspleen):
     """The server is ended in the middle of a job, and started again: the job waits, goes on, and can be aborted."""
     folder, kits, started, _ = consortium

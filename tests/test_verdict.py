@@ -36,6 +36,7 @@ def test_a_run_that_is_what_was_asked_for_has_no_caveat():
     assert find_caveats(finished()) == []
 
 
+@pytest.mark.promise("run: nothing learned, or a site missing at its end")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -89,6 +90,10 @@ def run(data, folder, around=lambda channel: channel):
     return rehearse(job, sites, folder / "out", around(rehearsal_channel(job, sites)))
 
 
+@pytest.mark.promise(
+    "run: nothing learned, or a site missing at its end",
+    "a caveat and exit code 3",
+)
 def test_a_run_that_learned_nothing_ends_with_exit_code_3(data, tmp_path, capsys):
     result = run(data, tmp_path)
     with pytest.raises(typer.Exit) as end:
@@ -113,6 +118,10 @@ class WithoutOrgan:
         self._channel.ask(task, payloads, exchange, take)
 
 
+@pytest.mark.promise(
+    "run: no site reports the best-model metric",
+    "the job fails and says so; the last model is kept",
+)
 def test_a_run_whose_metric_no_site_reports_fails_and_keeps_its_last_model(data, tmp_path):
     with pytest.raises(FederationError, match="no site reported val_dice, so there is no best model"):
         run(data, tmp_path, WithoutOrgan)

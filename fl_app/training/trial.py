@@ -63,8 +63,9 @@ def quickest_way(
 ) -> tuple[Way, dict[str, float]]:
     """The way whose training steps take the least time, and the seconds of each way that was tried.
 
-    A deterministic job computes in the usual way, since a clock never shows the same twice, and so does one too short
-    for a trial to pay, or one with a search, whose memory budgets are counted in that way. torch.compile is not tried: compiling takes longer than the whole trial.
+    A deterministic job computes in the usual way, since a clock never shows the same twice; so does one too short for a
+    trial to pay, and one with a search, whose memory budgets are counted in that way. torch.compile is not tried:
+    compiling takes longer than the whole trial.
 
     Args:
         job: its precision, patch, batch, loss and optimiser are what is tried.
