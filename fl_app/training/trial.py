@@ -64,7 +64,8 @@ def quickest_way(
     """The way whose training steps take the least time, and the seconds of each way that was tried.
 
     A deterministic job computes in the usual way, since a clock never shows the same twice, and so does one too short
-    for a trial to pay. torch.compile is not tried: compiling takes longer than the whole trial.
+    for a trial to pay, or that searches for a network, since its own may be too large here. torch.compile is not tried:
+    compiling takes longer than the whole trial.
 
     Args:
         job: its precision, patch, batch, loss and optimiser are what is tried.
@@ -74,7 +75,7 @@ def quickest_way(
     """
     usual = usual_way(job, device)
     steps = job.federation.rounds * job.training.steps_per_round
-    if job.training.deterministic or steps < _FEWEST_STEPS:
+    if job.training.deterministic or job.search.wanted or steps < _FEWEST_STEPS:
         return usual, {}
     path = memory / f"way-{_kind(job, network, device)}.json" if memory else None
     seconds = _recall(path)
