@@ -1,6 +1,7 @@
 """Three sites at once on this machine, each with its share of the threads, against one after the other with all.
 
-Each site takes steps of the quick job. A simulation gives each site cores / sites threads, at least one.
+Each site takes steps of the quick job. A simulation gives each site cores / sites threads, at least one. Told are the
+wall time, which other work on the machine distorts in favour of more processes, and the processor time of all threads.
 
     .venv/bin/python -m benchmarks.shared_cores [--steps 8] [--json FILE]
 """
@@ -9,6 +10,7 @@ import argparse
 import multiprocessing
 import os
 import time
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -24,8 +26,8 @@ QUICK = Path(__file__).parent.parent / "fl_app" / "jobs" / "quick.yaml"
 SITES, CPU = 3, torch.device("cpu")
 
 
-def site(threads: int, steps: int, begin: Barrier, end: Barrier) -> None:
-    """A site's process: one step to warm up, then all steps at a signal."""
+def site(threads: int, steps: int, begin: Barrier, end: Barrier, used: Synchronized) -> None:
+    """A site's process: one step to warm up, then all steps at a signal; adds the processor time that they took."""
     torch.set_num_threads(threads)
     job = load_job(QUICK)
     rehearsal = RandomSteps(
@@ -38,16 +40,20 @@ def site(threads: int, steps: int, begin: Barrier, end: Barrier) -> None:
     )
     rehearsal.step()
     begin.wait()
+    started = time.process_time()
     for _ in range(steps):
         rehearsal.step()
+    with used.get_lock():
+        used.value += time.process_time() - started
     end.wait()
 
 
-def wall(processes: int, threads: int, steps: int) -> float:
-    """Seconds until all processes have taken their steps."""
+def seconds(processes: int, threads: int, steps: int) -> tuple[float, float]:
+    """Wall time until all processes have taken their steps, and their processor time together."""
     context = multiprocessing.get_context("spawn")
     begin, end = context.Barrier(processes + 1), context.Barrier(processes + 1)
-    started = [context.Process(target=site, args=(threads, steps, begin, end)) for _ in range(processes)]
+    used = context.Value("d", 0.0)
+    started = [context.Process(target=site, args=(threads, steps, begin, end, used)) for _ in range(processes)]
     for each in started:
         each.start()
     begin.wait()
@@ -56,17 +62,26 @@ def wall(processes: int, threads: int, steps: int) -> float:
     taken = time.perf_counter() - at
     for each in started:
         each.join()
-    return taken
+    return taken, used.value
 
 
 def main(steps: int, repeats: int, report: Path | None) -> None:
     """Both ways in turns."""
     cores = len(os.sched_getaffinity(0))
-    times: dict[str, list[float]] = {"at once": [], "one after the other": []}
+    wall: dict[str, list[float]] = {"at once": [], "one after the other": []}
+    used: dict[str, list[float]] = {"at once": [], "one after the other": []}
     for _ in range(repeats):
-        times["at once"].append(wall(SITES, max(1, cores // SITES), steps))
-        times["one after the other"].append(wall(1, cores, SITES * steps))
-    show(times, "at once", {"sites": SITES, "cores": cores}, report)
+        for name, way in (
+            ("at once", (SITES, max(1, cores // SITES), steps)),
+            ("one after the other", (1, cores, SITES * steps)),
+        ):
+            taken, together = seconds(*way)
+            wall[name].append(taken)
+            used[name].append(together)
+    print("wall time")
+    show(wall, "at once", {"sites": SITES, "cores": cores}, report)
+    print("processor time")
+    show(used, "at once", {}, report.with_suffix(".processor.json") if report else None)
 
 
 if __name__ == "__main__":

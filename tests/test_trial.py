@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 HAS_BF16 = choose_precision("auto", CPU) == "bf16"
 
 
-def job(rounds=10, steps=20, name="unet", **training):
+def job(rounds=10, steps=20, name="unet", search=None, **training):
     network = {"name": name} | ({"channels": [4, 8, 16], "residual_units": 1} if name == "unet" else {})
     settings = {"batch_size": 1, "steps_per_round": steps} | training
     return Job.model_validate(
@@ -27,6 +27,7 @@ def job(rounds=10, steps=20, name="unet", **training):
             "network": network,
             "training": settings,
             "federation": {"rounds": rounds},
+            "search": search or {},
         }
     )
 
@@ -46,8 +47,10 @@ def test_a_precision_that_is_asked_for_is_kept():
     assert way.precision == "fp32" and set(tried) == {"fp32, channels last", "fp32, contiguous"}
 
 
-@pytest.mark.parametrize("wanted", [job(deterministic=True), job(rounds=9, steps=22), job(steps=0)])
-def test_deterministic_and_short_jobs_compute_in_the_usual_way(wanted, tmp_path):
+@pytest.mark.parametrize(
+    "wanted", [job(deterministic=True), job(rounds=9, steps=22), job(steps=0), job(search={"strategy": "sampling"})]
+)
+def test_deterministic_short_and_searching_jobs_compute_in_the_usual_way(wanted, tmp_path):
     way, tried = quickest_way(wanted, ready_network(wanted, CPU), CPU, tmp_path)
     assert (way, tried) == (usual_way(wanted, CPU), {}) and not list(tmp_path.iterdir())
 
@@ -81,8 +84,7 @@ def test_the_next_job_of_the_kind_takes_what_was_found(tmp_path):
 
 @needs_bf16
 @pytest.mark.parametrize("layout", [True, False])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("name", ["unet", "dynunet"])
+@pytest.mark.parametrize(("name", "precision"), [("unet", "bf16"), ("unet", "fp32"), ("dynunet", "bf16")])
 def test_every_way_gives_fp32s_gradients_on_poisoned_memory(name, precision, layout):
     # many halvings: maps with a side of 2, where bf16 goes wrong without the guard
     settings = {"name": name} | ({"channels": [4, 8, 16, 16, 16], "residual_units": 1} if name == "unet" else {})
