@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import takewhile
 from pathlib import Path
-
-from tensorboard.summary import Writer
+from typing import TYPE_CHECKING
 
 from fl_app.result import Result, Round
+
+if TYPE_CHECKING:
+    from tensorboard.summary import Writer
 
 CURVES = "tensorboard"  # the folder, beside result.json
 
@@ -55,6 +57,8 @@ class Curves:
         if value is None:
             return
         if self._writer is None:
+            from tensorboard.summary import Writer  # takes a while: who submits a job writes no curve
+
             self._writer = Writer(str(self._folder))
         self._writer.add_scalar(name, value, step)
 

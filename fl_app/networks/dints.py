@@ -39,5 +39,7 @@ def build_dints(size: str, classes: int, normalisation: tuple[str, dict[str, Any
             num_depths=depths,
             norm_name=normalisation,
         )
-    every_node = [[True] * depths] * (blocks + 1)  # no tensor: what the network does would depend on values for ONNX
+    # numbers in place of tensors: what the network computes depends on them, and ONNX knows no such choice
+    space.arch_code_a = edges
+    every_node = [[True] * depths] * (blocks + 1)
     return DiNTS(space, in_channels=1, num_classes=classes, norm_name=normalisation, node_a=every_node)
