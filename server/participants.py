@@ -60,8 +60,12 @@ class Participants:
         """Names, sorted."""
         return sorted(self.ready)
 
-    def prepare(self, invited: Sequence[str]) -> None:
+    def prepare(self, invited: Sequence[str], wait: bool = False) -> None:
         """Have every invited site check and prepare its data, and build its network.
+
+        Args:
+            invited: their names.
+            wait: for every site that gives signs of life, not only for the grace time: nobody can come later.
 
         Raises:
             FederationError: too few sites can take part.
@@ -70,15 +74,23 @@ class Participants:
         def answer(site: str, values: Values, report: dict[str, object]) -> str | None:
             return self._admit(site, report)
 
-        exchange = self.ask(PREPARE, dict.fromkeys(sorted(invited), Payload()), answer)
+        grace = self._settings.round_time_limit_s if wait else None
+        exchange = self.ask(PREPARE, dict.fromkeys(sorted(invited), Payload()), answer, grace)
         # who took part before the server was ended may have failed for a moment only
         known = {*exchange.unanswered, *self._record.result.sites}
         self.absent = [site for site in exchange.left_out if site in known]
         self._record.result.refused = dict(exchange.left_out)
         self.require_quorum(exchange, "before the first round")
 
-    def ask(self, task: str, payloads: Mapping[str, Payload], answer: Answer) -> Exchange:
-        """Send a task and take the answers as they come, until the exchange is over."""
+    def ask(self, task: str, payloads: Mapping[str, Payload], answer: Answer, grace: float | None = None) -> Exchange:
+        """Send a task and take the answers as they come, until the exchange is over.
+
+        Args:
+            task: what to do.
+            payloads: what each site gets.
+            answer: takes a site's answer.
+            grace: seconds to wait for others after the quorum; none: as the job says.
+        """
 
         def take(site: str, values: Values, report: dict[str, Any]) -> str | None:
             trace = traces(values)
@@ -91,7 +103,7 @@ class Participants:
             list(payloads),
             self._settings.min_sites or len(payloads),
             self._settings.round_time_limit_s,
-            self._settings.grace_s,
+            self._settings.grace_s if grace is None else grace,
             patient=task == PREPARE,
             clock=self._clock,
         )

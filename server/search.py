@@ -63,8 +63,7 @@ class SearchState(BaseModel):
 
     def begin(self, sites: Mapping[str, SiteReady]) -> None:
         """These take part, also those that are away when the server goes on later."""
-        if not self.ready:
-            self.ready = {site: each.search for site, each in sorted(sites.items()) if each.search}
+        self.ready = {site: each.search for site, each in sorted(sites.items()) if each.search}
 
 
 def memory_model(job: Job, ready: SearchReady) -> MemoryModel:

@@ -71,9 +71,11 @@ class Workflow:
         self._progress.restore()
         # who took part before the server was ended may still come
         self._invited = {*invited, *self.record.result.sites}
-        self._sites.prepare(sorted(self._invited))
-        if self._job.search.wanted:
+        begins = self._job.search.wanted and not self._progress.search.ready
+        self._sites.prepare(sorted(self._invited), wait=begins)
+        if begins:
             self._progress.search.begin(self._sites.ready)
+            self._progress.save()
         main = self._train_main()
         searched = self._search() if self._job.search.wanted else None
         if main:

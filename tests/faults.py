@@ -8,7 +8,7 @@ from itertools import count
 
 import torch
 
-from fl_app.messages import TRAIN, SiteFailure
+from fl_app.messages import PREPARE, TRAIN, SiteFailure
 
 CORRUPTIONS = ("not a number", "shape", "missing", "extra", "scale")
 FAULTS = ("away", "killed", "stalled", "slow", "fails", "lost", "repeat", "stale", *CORRUPTIONS)
@@ -33,7 +33,7 @@ class TroubledLine:
 
     Args:
         make: gives a site's work, by its name; called again when the site is started anew.
-        federation: the job's settings, for the limits of waits.
+        job: the job, for the limits of waits.
         chance: a random stream that decides what breaks, and when.
         share: of the tasks that suffer a fault.
         crashes: share of the exchanges during which the server is killed.
@@ -46,10 +46,11 @@ class TroubledLine:
         longest: seconds of the longest wait beyond the time limit, or beyond the grace time after the quorum.
     """
 
-    def __init__(self, make, federation, chance, share=0.3, crashes=0.0, spared=()):
+    def __init__(self, make, job, chance, share=0.3, crashes=0.0, spared=()):
         self.clock, self.injected, self.counted, self.longest = Clock(), [], {}, 0.0
         self.share, self.crashes = share, crashes
-        self._make, self._federation, self._chance, self._spared = make, federation, chance, spared
+        self._make, self._job, self._chance, self._spared = make, job, chance, spared
+        self._limit = job.federation.round_time_limit_s
         self._sites, self._held, self._back, self._order = {}, {}, {}, count()
 
     def ask(self, task, payloads, exchange, answer):
@@ -60,7 +61,9 @@ class TroubledLine:
         if task == TRAIN:
             self.counted[place] = self._taken  # instead of what came before, if the round is done again
         self._events = []  # what else was to happen in the last exchange is over
-        start, limit = self.clock.now, self._federation.round_time_limit_s
+        start, limit, grace = self.clock.now, self._limit, self._job.federation.grace_s
+        if task == PREPARE and self._job.search.wanted:
+            grace = limit  # who is left out here cannot come later, if the search begins now
         for site, payload in payloads.items():
             self._draw(site, lambda site=site, payload=payload: self._work(site, payload))
         if self._chance.random() < self.crashes:
@@ -72,14 +75,14 @@ class TroubledLine:
             else:
                 self.clock.now += POLL_SECONDS
             if exchange.reached_quorum:
-                quorum_end = min(quorum_end, self.clock.now + self._federation.grace_s)
+                quorum_end = min(quorum_end, self.clock.now + grace)
         exchange.close()
         # a server looks at its clock so often
         self.longest = max(self.longest, self.clock.now - quorum_end - POLL_SECONDS)
 
     def _draw(self, site, work):
         """Decide what happens to a task at a site, and when."""
-        limit = self._federation.round_time_limit_s
+        limit = self._limit
         fault, done, back = None, self._moment(limit / 3), self._back.get(site, 0.0) - self.clock.now
         if back > 0:
             fault = "away"  # still

@@ -102,7 +102,7 @@ def schedules(seed, number, job, folder):
         names = [f"site-{each + 1}" for each in range(int(chance.integers(2, 6)))]
         federation = {"rounds": int(chance.integers(1, 4)), "min_sites": int(chance.integers(1, len(names) + 1))}
         one = varied(job, **federation)
-        line = TroubledLine(lambda site, one=one: LightSite(one, site), one.federation, chance, crashes=0.2)
+        line = TroubledLine(lambda site, one=one: LightSite(one, site), one, chance, crashes=0.2)
         yield one, names, folder / str(place), line
 
 
@@ -151,7 +151,7 @@ def test_random_faults_at_sites_that_train(plain, tmp_path, tally):
     }
     line = TroubledLine(
         lambda site: SiteWork(job, site, settings[site], settings[site].state),
-        job.federation,
+        job,
         np.random.default_rng(3),
         share=0.5,
         crashes=0.2,
