@@ -46,20 +46,21 @@ class Steps:
     seconds: float
 
 
-def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.Module:
+def ready_network(job: Job, device: torch.device, architecture: str = "", training: bool = True) -> nn.Module:
     """The job's network with its initial weights, as it computes best on a device.
 
     Args:
         job: the job.
         device: where to compute.
         architecture: a network of the job's search space, as JSON, in place of the job's own.
+        training: whether it is going to be trained; without that, the ordinary layout is the faster one on a CPU.
     """
     if architecture:
         space = job.search.space
         found = DiscreteNetwork(space, read_architecture(architecture, space), len(job.data.labels), job.seed)
         return guard_convolutions(found).to(device)
     network = guard_convolutions(build_network(job)).to(device)
-    if job.network.name in _CHANNELS_LAST:
+    if job.network.name in _CHANNELS_LAST and (training or device.type != "cpu"):
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network
 
