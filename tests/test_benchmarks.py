@@ -1,26 +1,33 @@
-"""The benchmark for GPU machines says what it needs, and its rows can be computed."""
+"""Every benchmark is in the suite that benchmarks/run.sh runs, and in the table of benchmarks/README.md."""
 
-import argparse
+import re
+from pathlib import Path
 
-import pytest
-import torch
+from benchmarks.run import Entry, Outcome, read_suite, report, run
 
-from benchmarks.gpu import BASE, Variant, inference_row, main, peak_flops, training_row
-from fl_app.training.trial import Way
-
-CPU = torch.device("cpu")
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_ends_with_one_sentence():
-    with pytest.raises(SystemExit, match=r"^benchmarks\.gpu: torch finds no CUDA GPU on this machine") as ended:
-        main(argparse.Namespace(device="cuda"))
-    assert "\n" not in str(ended.value)
+def test_the_suite_and_the_readme_name_every_benchmark():
+    runnable = {
+        path.stem
+        for path in FOLDER.glob("*.py")
+        if path.stem != "run" and 'if __name__ == "__main__"' in path.read_text()
+    }
+    assert runnable == {entry.name for entry in read_suite()}
+    told = set(re.findall(r"python -m benchmarks\.(\w+)", (FOLDER / "README.md").read_text()))
+    assert runnable == told
 
 
-def test_rows_can_be_computed():
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    row = training_row("unet", 32, 1, Variant(Way("fp32", True)), CPU)
-    assert row["seconds"] > 0 and row["flops_per_second"] > 1e6
-    assert inference_row(32, BASE, CPU)["seconds"] > 0 and peak_flops(BASE, CPU) > 1e9
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+def test_a_benchmark_that_fails_or_takes_too_long_is_named_and_its_output_kept():
+    wrong = run(Entry("no_such_thing", 1, ()))
+    late = run(Entry("decoding", 0, ()))
+    assert wrong.failure == "it ended with exit code 1" and late.failure == "it was not done within 0 minutes"
+    text = report([Entry("decoding", 1, ()), Entry("other", 1, ())], {"decoding": late})
+    assert "**Failed: it was not done within 0 minutes.**" in text and "## other\n\nNot run." in text
+
+
+def test_what_a_benchmark_printed_stands_in_the_results():
+    done = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 5, "", "3.5 times sooner\n")
+    text = report([Entry("decoding", 1, ())], {"decoding": done})
+    assert "```\n3.5 times sooner\n```" in text and "commit abc" in text and "torch" in text

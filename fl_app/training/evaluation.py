@@ -21,8 +21,10 @@ def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedP
     network.eval()
     x, y, z = image.shape[1:]
     windows, whole = Windows((x, y, z), 2, job), (slice(0, x), slice(0, y), slice(0, z))
-    planes = windows.predict(network, (), lambda box: image[(slice(None), *box)], precision, whole)
-    return torch.cat([part for _, part in planes], dim=3)
+    found = torch.empty(1 + len(job.data.labels), x, y, z, device=precision.device)
+    for start, planes in windows.predict(network, (), lambda box: image[(slice(None), *box)], precision, whole):
+        found[..., start : start + planes.shape[3]] = planes
+    return found
 
 
 def score_prepared(

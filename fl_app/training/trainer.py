@@ -44,19 +44,21 @@ class Steps:
     seconds: float
 
 
-def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.Module:
+def ready_network(job: Job, device: torch.device, architecture: str = "", training: bool = True) -> nn.Module:
     """The job's network with its initial weights, on a device, in the usual layout.
 
     Args:
         job: the job.
         device: where to compute.
         architecture: a network of the job's search space, as JSON, in place of the job's own.
+        training: whether it is going to be trained; without that, the ordinary layout is the faster one on a CPU.
     """
     if architecture:
         space = job.search.space
         found = DiscreteNetwork(space, read_architecture(architecture, space), len(job.data.labels), job.seed)
         return guard_convolutions(found).to(device)
-    return usual_way(job, device).laid_out(guard_convolutions(build_network(job)).to(device))
+    network = guard_convolutions(build_network(job)).to(device)
+    return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
 
 
 class Trainer:
