@@ -91,6 +91,7 @@ def test_onnx_gives_the_same_mask_in_onnxruntime_for_any_number_of_patches(tmp_p
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # Swin UNETR as ONNX: minutes
 @pytest.mark.parametrize("format", ["torchscript", "onnx", "monai-bundle"])
 @pytest.mark.parametrize(("name", "patch"), EVERY)
 def test_every_network_can_be_exported(tmp_path, name, patch, format):
