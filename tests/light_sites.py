@@ -102,6 +102,7 @@ class LightSite:
             steps=1,
             training_cases=self._cases,
             training_seconds=0.0,
+            memory_bytes=0,
             received=None if touched else self._score(values),
             touched=touched,
         )
