@@ -6,13 +6,17 @@ import json
 import pytest
 import torch
 
+from clients.work import SiteWork
 from fl_app.config import Job
+from fl_app.messages import PREPARE
 from fl_app.networks import build_network
+from fl_app.site import SiteSettings
 from fl_app.training.objectives import build_loss
 from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
 from fl_app.training.trainer import Trainer, ready_network
 from fl_app.training.trial import Way, quickest_way, usual_way
 from tests.test_training import gradients, needs_bf16, relative_error
+from tests.volumes import write_decathlon
 
 CPU = torch.device("cpu")
 HAS_BF16 = choose_precision("auto", CPU) == "bf16"
@@ -108,3 +112,13 @@ def test_a_trainer_computes_in_the_way_that_it_is_given():
         weights = next(value for value in trainer.network.parameters() if value.dim() == 5 and value.shape[1] > 1)
         assert weights.is_contiguous(memory_format=torch.channels_last_3d) == way.channels_last
         assert isinstance(trainer.precision, MixedPrecision) and trainer.precision.name == "fp32"
+
+
+def test_what_a_site_found_lies_in_its_output_and_the_server_hears_of_the_precision(tmp_path):
+    wanted = job()
+    data = wanted.data.model_copy(update={"spacing_mm": (4.0, 4.0, 5.0), "reuse_cases": True})
+    settings = SiteSettings(data=write_decathlon(tmp_path / "data"), output=tmp_path / "out")
+    _, ready = SiteWork(wanted.model_copy(update={"data": data}), "site-1", settings).do(PREPARE, {}, {})
+    found = json.loads((tmp_path / "out" / "training_steps.json").read_text())
+    assert found["chosen"] == min(found["seconds"], key=found["seconds"].get)
+    assert found["chosen"].startswith(ready["precision"])
