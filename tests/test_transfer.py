@@ -10,9 +10,11 @@ from fl_app.config_file import load_job
 from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, digest
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.result import read_result
+from fl_app.site import SiteSettings
 from fl_app.transfer import ModelNotHeldError, Rounding, decode
 from server.outgoing import Outgoing
-from tests.federation import write_job, write_sites
+from tests.federation import fedspleen, write_job, write_sites
 from tests.test_rehearsal import Ending, Killed, Returning, assert_same, models, settings
 
 SHAPES = {"weight": (7, 5, 3, 3, 3), "bias": (7,), "scale": ()}
@@ -162,3 +164,16 @@ def test_the_trails_of_both_sides_tell_of_what_travelled(data, job, tmp_path):
         assert set(received) <= set(lines(tmp_path / "out", "sent"))
         assert len(received) == 4  # the change of the last round, and then the model whole
         assert set(lines(tmp_path / site, "sent")) <= set(lines(tmp_path / "out", "accepted"))
+
+
+@pytest.mark.slow
+def test_flare_carries_few_bits_to_the_same_weights_as_a_rehearsal(data, tmp_path):
+    changes = {"training": {"steps_per_round": 1, "precision": "fp32"}, "federation": {"rounds": 2, "transfer_bits": 3}}
+    path = write_job(tmp_path / "job.yaml", **changes)
+    done = fedspleen("simulate", "--config", path, "--data", data, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sites = {site: SiteSettings(data=data / site, threads=1) for site in ("site-1", "site-2")}
+    rehearse(load_job(path), sites, tmp_path / "rehearsed")
+    assert_same(models(tmp_path / "out"), models(tmp_path / "rehearsed"))
+    rounds = read_result(tmp_path / "out" / "result.json").rounds
+    assert {site.bytes_received for site in rounds[0].sites.values()} == {0}

@@ -108,19 +108,23 @@ class Windows:
             inputs = [image[(slice(None), *_shifted(window, reach))] for window in row]
             filled = [_holds_something(each) for each in inputs]
             full, blank = ([at for at, found in enumerate(filled) if found is kind] for kind in (True, False))
-            for batch in _batches(full, 4 if device.type == "cuda" else 1):
-                patches = torch.stack([inputs[place] for place in batch]) if len(batch) > 1 else inputs[batch[0]][None]
-                logits = _mirrored(network, patches, mirrored, precision)
-                for place, values in zip(batch, logits, strict=True):
+            # one context for the row: the weights are converted once
+            with precision.autocast():
+                for batch in _batches(full, 4 if device.type == "cuda" else 1):
+                    patches = (
+                        torch.stack([inputs[place] for place in batch]) if len(batch) > 1 else inputs[batch[0]][None]
+                    )
+                    logits = _mirrored(network, patches, mirrored)
+                    for place, values in zip(batch, logits, strict=True):
+                        box, part = _overlap(row[place], wanted, axis)
+                        sums[box].addcmul_(values[part], weights[part[1:]])
+                    advance(len(batch))
+                for place in blank:
+                    if empty is None:
+                        empty = _mirrored(network, inputs[place][None], mirrored)[0] * weights
                     box, part = _overlap(row[place], wanted, axis)
-                    sums[box].addcmul_(values[part], weights[part[1:]])
-                advance(len(batch))
-            for place in blank:
-                if empty is None:
-                    empty = _mirrored(network, inputs[place][None], mirrored, precision)[0] * weights
-                box, part = _overlap(row[place], wanted, axis)
-                sums[box] += empty[part]
-            advance(len(blank))
+                    sums[box] += empty[part]
+                advance(len(blank))
             for window in row:
                 box, part = _overlap(window, wanted, axis)
                 norm[box] += weights[part[1:]]
@@ -189,10 +193,7 @@ def _batches(places: list[int], size: int) -> Iterator[list[int]]:
         yield places[start : start + size]
 
 
-def _mirrored(
-    network: nn.Module, patches: torch.Tensor, axes: tuple[int, ...], precision: MixedPrecision
-) -> torch.Tensor:
+def _mirrored(network: nn.Module, patches: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     places = [axis + 2 for axis in axes]
-    with precision.autocast():
-        logits: torch.Tensor = network(patches.flip(places) if places else patches)
+    logits: torch.Tensor = network(patches.flip(places) if places else patches)
     return (logits.flip(places) if places else logits).float()

@@ -9,6 +9,7 @@ import torch
 
 Values = Mapping[str, torch.Tensor]
 Weight = int | Mapping[str, int]
+_PIECE = 2**16  # values
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what torch can test for NaN
 
 
@@ -65,4 +66,10 @@ def largest(value: torch.Tensor) -> float:
 
 def norm(update: Values) -> float:
     """The Euclidean norm of a whole update, in double precision, the same in any order of its names."""
-    return math.hypot(*(float(torch.linalg.vector_norm(update[name], dtype=torch.float64)) for name in sorted(update)))
+    parts = (part for name in sorted(update) for part in pieces(update[name]))
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+
+
+def pieces(value: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A tensor in flat pieces that fit a processor's cache; of a contiguous one, views."""
+    return value.reshape(-1).split(_PIECE)

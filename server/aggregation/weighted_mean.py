@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fl_app.errors import FederationError
-from server.aggregation.update import Values, Weight, largest, misfit, weight_of
+from server.aggregation.update import Values, Weight, largest, misfit, pieces, weight_of
 
 # Each product weight x difference is rounded to a multiple of 2^-32 and summed as an integer: integer addition
 # is associative, floating-point addition is not. The rounding is 2e-10, below float32's own at 1e-3.
@@ -50,7 +50,8 @@ class WeightedMean:
             raise FederationError(reason)
         for name, value in update.items():
             each = weight_of(weight, name)
-            self._sums[name] += (value.double() * (each * _SCALE)).round_().to(torch.int64)
+            for part, total in zip(pieces(value), pieces(self._sums[name]), strict=True):
+                total += part.to(torch.float64, copy=True).mul_(each * _SCALE).round_().to(torch.int64)
             self.weights[name] += each
 
     def apply(self) -> dict[str, torch.Tensor]:
