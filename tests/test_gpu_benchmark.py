@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from benchmarks.gpu import BASE, Variant, inference_row, main, peak_flops, training_row
+from benchmarks.gpu import BASE, Variant, main, peak_flops, training_row
 from fl_app.training.trial import Way
 
 CPU = torch.device("cpu")
@@ -22,5 +22,5 @@ def test_rows_can_be_computed():
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     row = training_row("unet", 32, 1, Variant(Way("fp32", True)), CPU)
     assert row["seconds"] > 0 and row["flops_per_second"] > 1e6
-    assert inference_row(32, BASE, CPU)["seconds"] > 0 and peak_flops(BASE, CPU) > 1e9
+    assert peak_flops(BASE, CPU) > 1e9
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
