@@ -10,6 +10,7 @@ import zarr
 
 from fl_app.errors import ConfigError, DataError, UsageError
 from fl_app.prediction.workers import read_slurm_settings, slurm_cluster
+from tests.federation import fedspleen
 from tests.test_predict import JOB, model, run, turned, write_model, write_scan
 
 __all__ = ["model"]  # a fixture
@@ -101,7 +102,9 @@ def test_workers_of_dask_give_the_result_of_one_process(tmp_path):
     model = write_model(tmp_path / "model.safetensors")
     image, _ = write_scan(tmp_path / "ct.nii.gz", size=3)
     run(model, [image], tmp_path / "alone", probabilities=True)
-    run(model, [image], tmp_path / "shared", probabilities=True, workers=2)
+    shared = tmp_path / "shared"
+    done = fedspleen("predict", model, image, "--out", shared, "--probabilities", "--workers", "2")
+    assert done.returncode == 0, done.stderr
     for name in ("ct_label", "ct_spleen_probability", "ct_liver_probability"):
         one, other = (
             np.asarray(nibabel.load(tmp_path / folder / f"{name}.nii.gz").dataobj, np.float32)
