@@ -191,4 +191,4 @@ def test_the_size_on_the_wire_is_that_of_the_values():
 
 
 def test_the_tasks_are_those_of_the_contract():
-    assert TASKS == ("prepare", "train", "validate", "test", "score", "derive", "personalise")
+    assert TASKS == ("prepare", "train", "validate", "test", "propose", "score", "derive", "personalise")
