@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 HAS_BF16 = choose_precision("auto", CPU) == "bf16"
 
 
-def job(rounds=10, steps=20, name="unet", search=None, **training):
+def job(rounds=10, steps=200, name="unet", search=None, **training):
     network = {"name": name} | ({"channels": [4, 8, 16], "residual_units": 1} if name == "unet" else {})
     settings = {"batch_size": 1, "steps_per_round": steps} | training
     return Job.model_validate(
@@ -52,7 +52,7 @@ def test_a_precision_that_is_asked_for_is_kept():
 
 
 @pytest.mark.parametrize(
-    "wanted", [job(deterministic=True), job(rounds=9, steps=22), job(steps=0), job(search={"strategy": "sampling"})]
+    "wanted", [job(deterministic=True), job(rounds=9, steps=222), job(steps=0), job(search={"strategy": "sampling"})]
 )
 def test_deterministic_short_and_searching_jobs_compute_in_the_usual_way(wanted, tmp_path):
     way, tried = quickest_way(wanted, ready_network(wanted, CPU), CPU, tmp_path)

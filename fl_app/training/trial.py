@@ -24,7 +24,7 @@ from fl_app.training.precision import Name, choose_precision
 
 # measured: MONAI's U-Net is faster in this layout, other networks are slower (benchmarks/training_step.py)
 _CHANNELS_LAST = {"unet"}
-_FEWEST_STEPS = 200  # of a whole training: a trial takes the time of about ten
+_FEWEST_STEPS = 2000  # of a whole training: a trial takes the time of some dozens, more where fp32 is slow
 _ROUNDS = 3
 _FAR_BEHIND = 1.5  # times the best after the first round: not tried again
 
