@@ -7,7 +7,7 @@ from pathlib import Path
 from clients.work import SiteWork
 from fl_app.config import Job
 from fl_app.errors import BudgetError, UsageError
-from fl_app.messages import DERIVE, MAIN, PERSONALISE, PREPARE, SEARCHED, SUPERNET, PersonalReport
+from fl_app.messages import DERIVE, MAIN, PERSONALISE, PREPARE, SEARCHED, SUPERNET, PersonalReport, SearchReady
 from fl_app.model_file import load_model
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.supernet import weight_names
@@ -61,4 +61,4 @@ def _prepared(job: Job, site: str, settings: SiteSettings) -> tuple[SiteWork, bo
     """The site's part in a job, and whether its memory holds the job's own network."""
     work = SiteWork(job, site, settings)
     search = work.do(PREPARE, {}, {})[1]["search"]
-    return work, search["main_bytes"] <= search["budget_bytes"]
+    return work, SearchReady.model_validate(search).main_fits

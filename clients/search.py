@@ -29,7 +29,7 @@ from fl_app.site import SiteSettings
 from fl_app.training.device import free_memory, peak_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
-from fl_app.training.trainer import Trainer, ready_network
+from fl_app.training.trainer import Steps, Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -104,31 +104,27 @@ class SiteSearch:
         """Train some paths within the budget; the differences of what was trained."""
         settings = self._job.search
         number = int(facts["round"])
+        engine = self._gradient or self._trainer
+        engine.load(values)
         if self._gradient:
-            return self._train_all(self._gradient, values, number)
-        self._trainer.load(values)
+            every = self._gradient.search(number, settings.supernet_steps, settings.supernet_rounds)
+            return self._trained(engine, values, number, every, dict.fromkeys(engine.exchanged, every.steps))
         chance = start_stream(self._job.seed, self._site, f"paths of round {number}")
         organs = len(self._job.data.labels)
         paths = sample_paths(self._any, settings.paths_per_round, settings.upload_share, organs, chance)
         done = self._trainer.train_paths(number, settings.supernet_steps, settings.supernet_rounds, paths)
-        self._state.keep(self._trainer, number, 0)
-        _logger.info(f"supernet, round {number}: {len(paths)} paths, loss {done.loss}")
         touched = {name: count for name, count in done.touched.items() if name in values}
-        now = self._trainer.shared_values()
+        return self._trained(engine, values, number, done, touched)
+
+    def _trained(
+        self, engine: Trainer, values: Values, number: int, done: Steps, touched: dict[str, int]
+    ) -> tuple[Values, TrainReport]:
+        """The state is kept; the differences of what was trained, and a report."""
+        self._state.keep(engine, number, 0)
+        _logger.info(f"supernet, round {number}: loss {done.loss}, {done.steps} steps")
+        now = engine.shared_values()
         report = train_report(number, done, len(self._data.training), peak_memory(self._device), touched=touched)
         return {name: now[name] - values[name] for name in touched}, report
-
-    def _train_all(self, engine: GradientSearch, values: Values, number: int) -> tuple[Values, TrainReport]:
-        """Train all networks at once, and this site's likings, which stay here."""
-        settings = self._job.search
-        engine.load(values)
-        done = engine.search(number, settings.supernet_steps, settings.supernet_rounds)
-        self._state.keep(engine, number, 0)
-        _logger.info(f"supernet, round {number}: {done}")
-        now = engine.shared_values()
-        cases, touched = len(self._data.training), dict.fromkeys(now, done.steps)
-        report = train_report(number, done, cases, peak_memory(self._device), touched=touched)
-        return {name: now[name] - values[name] for name in now}, report
 
     def propose(self, facts: Mapping[str, Any]) -> ProposeReport:
         """The network that this site likes best of those that every site can train."""
@@ -191,14 +187,14 @@ class SiteSearch:
     def _filtered(self, candidates: set[Architecture]) -> set[Architecture]:
         """Those of the best scores of untrained networks."""
         wanted = self._job.search.filter
+        if wanted == "none":
+            return candidates
         images = torch.cat([images for images, _ in self._patches[:_FILTER_PATCHES]])
 
         def worth(network: Architecture) -> float:
             untrained = DiscreteNetwork(self._space, network, len(self._job.data.labels), self._job.seed)
             return synflow(untrained, self._job.data.patch_voxels) if wanted == "synflow" else naswot(untrained, images)
 
-        if wanted == "none":
-            return candidates
         ordered = sorted(candidates, key=lambda network: (-worth(network), network.to_json()))
         return set(ordered[: -(-len(ordered) // self._draws)])
 
