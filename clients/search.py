@@ -135,7 +135,7 @@ class SiteSearch:
     def score(self, values: Values, facts: Mapping[str, Any]) -> ScoreReport:
         """The loss of networks on the site's validation patches, with the supernet's weights."""
         started = time.monotonic()
-        self._trainer.load(values)
+        self._load(values)
         networks = [read_architecture(text, self._space) for text in facts["architectures"]]
         losses = tuple(self._loss(network) for network in networks)
         return ScoreReport(losses=losses, cases=len(self._data.validation), seconds=time.monotonic() - started)
@@ -143,7 +143,7 @@ class SiteSearch:
     def derive(self, values: Values, facts: Mapping[str, Any]) -> DeriveReport:
         """The site's own network: the consensus, extended as far as its budget and its validation patches like it."""
         started = time.monotonic()
-        self._trainer.load(values)
+        self._load(values)
         consensus = read_architecture(str(facts["consensus"]), self._space)
         network = self._chosen(consensus)
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
@@ -159,10 +159,18 @@ class SiteSearch:
         """A trainer of the site's own network; what no other site holds stays here."""
         network = ready_network(self._job, self._device, architecture)
         trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
-        local = (self._gradient or self._trainer).local_values()  # what never travels was learned here (FedBN)
+        local = self._local_values()
         trainer.load({name: local[name] for name in trainer.local_values() if name in local})
         trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
         return trainer
+
+    def _load(self, values: Values) -> None:
+        """What networks are compared with: the shared values, and the site's own."""
+        self._trainer.load({**self._local_values(), **values})
+
+    def _local_values(self) -> Values:
+        """What never travels, and was learned here (FedBN)."""
+        return (self._gradient or self._trainer).local_values()
 
     def _chosen(self, consensus: Architecture) -> Architecture:
         settings = self._job.search

@@ -6,15 +6,20 @@ import pytest
 import torch
 
 from clients.joining import join
+from clients.search import SiteSearch
 from fl_app.config.space import SearchSpace
 from fl_app.config_file import load_job, parse_job
+from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
 from fl_app.model_file import load_model
+from fl_app.networks import exchanged_names
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
+from fl_app.training.trainer import Trainer
+from tests.architectures import random_architecture
 from tests.federation import fedspleen, write_job, write_sites
 
 SPACE = {"blocks": 3, "depths": 2, "channels": 4}
@@ -284,6 +289,21 @@ def test_normalisation_and_dittos_model_stay_at_each_site(data, tmp_path):
             assert not (down | up) & normalisations
     for kept in result.personal.sites.values():
         assert {"ditto", "searched", "searched ditto"} <= set(kept.models)
+
+
+@pytest.mark.parametrize("strategy", ["sampling", "gradient"])
+def test_networks_are_compared_with_the_sites_own_normalisation(strategy, more_data, tmp_path):
+    job = search_job(tmp_path, normalisation="local", strategy=strategy, space=SPACE | {"blocks": 2})
+    site = SiteSettings(data=more_data / "site-1", cache=more_data / "cache", memory_budget_gib=6 / 1024)
+    held = load_site_data(site.data, job.data, job.seed, site.cache)
+    search = SiteSearch(job, "site-1", site, held, torch.device("cpu"), None, 0, lambda: None)
+    search.ready(Trainer(job, held.training, torch.device("cpu"), "site-1"))
+    supernet = Supernet(job.search.space, 1)
+    values = {name: supernet.state_dict()[name] for name in exchanged_names(supernet, "local")}
+    asked = {"architectures": [random_architecture(job.search.space, 0).to_json()]}
+    before = search.score(values, asked).losses
+    search.train(values, {"round": 1})
+    assert search.score(values, asked).losses != before, "with the same values of others, its own have learned"
 
 
 def test_a_search_by_gradients_keeps_the_logits_at_home_and_goes_on_after_a_restart(more_data, tmp_path):
