@@ -58,6 +58,11 @@ class JobState:
         """Whether it is over, well or not."""
         return not self.status.startswith(("SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING"))
 
+    @property
+    def completed(self) -> bool:
+        """Whether it is over and ended well."""
+        return self.status == "FINISHED:COMPLETED"
+
 
 class Administration:
     """A connection to the server with an administrator's rights; use `administration` to open one.

@@ -377,6 +377,7 @@ def test_everything_ends_within_15_seconds_of_a_signal_and_the_result_is_found(c
     done = fedspleen("abort", job_id, "--kit", kits / LEAD)
     assert done.returncode == 0, done.stderr
     follower.wait_for("has ended: FINISHED:ABORTED", seconds=60)
+    assert follower.process.wait(10) == 1, "scripts must not take it for a success"
     assert list((folder / "curves").glob("events.*")), "curves grew where they were followed"
     done = fedspleen("download", job_id, "--kit", kits / LEAD, "--out", folder / "aborted")
     assert done.returncode == 1 and "the job was" in done.stderr and "Traceback" not in done.stderr

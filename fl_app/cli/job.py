@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl_app.reports.progress import Progress
     from fl_app.result import Result
     from fl_app.under_way import UnderWay
+    from server.administration import JobState
 
 AdminKit = Annotated[Path, typer.Option(help="The folder of your own, an administrator's, kit.", show_default=False)]
 Patience = Annotated[
@@ -72,13 +73,19 @@ def follow(
     ] = None,
     patience: Patience = 10,
 ) -> None:
-    """Show a job's progress until it has ended, as the simulator does; a server that is away is waited for."""
+    """Show a job's progress until it has ended, as the simulator does; a server that is away is waited for.
+
+    Exit code 0: the job ended well. 1: it did not.
+    """
     from fl_app.reports.progress import Progress
 
     console = open_console()
     with Progress(console) as progress:
-        status = _follow(job_id, kit, console, progress, patience, tensorboard)
+        state = _follow(job_id, kit, console, progress, patience, tensorboard)
+    status = f"{state.status}: {state.note}" if state.note else state.status
     print(f"job {job_id} has ended: {status}; `fedspleen download` brings its result home")
+    if not state.completed:
+        raise typer.Exit(1)
 
 
 def status(
@@ -129,7 +136,9 @@ def download(
     print_end(open_console(), result, out)
 
 
-def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patience: float, curves: Path | None) -> str:
+def _follow(
+    job_id: str, kit: Path, console: Console, progress: Progress, patience: float, curves: Path | None
+) -> JobState:
     """How the job ended; its curves grow in a folder."""
     from fl_app.curves import Curves
     from fl_app.deployment import jobs
@@ -149,7 +158,7 @@ def _follow(job_id: str, kit: Path, console: Console, progress: Progress, patien
     finally:
         if drawn:
             drawn.close()
-    return f"{state.status}: {state.note}" if state.note else state.status
+    return state
 
 
 def _require_finished(result: Result, out: Path) -> None:
