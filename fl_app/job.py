@@ -21,6 +21,8 @@ from server.federation import Federation
 
 # FLARE's default of 2 s is most of a short round; a request is a few hundred bytes
 _TASK_REQUEST_SECONDS = 0.05
+# tensors travel in pieces that are asked for one after the other; FLARE's 2 MiB make a dozen round trips of a model
+_TENSOR_PIECE_BYTES = 16 * 2**20
 
 
 def build_flare_job(job: Job, sites: int) -> FedJob:
@@ -30,9 +32,10 @@ def build_flare_job(job: Job, sites: int) -> FedJob:
     flare_job.set_app_packages(["fl_app", "server", "clients"])
     described = job.model_dump(mode="json")
     flare_job.to_server(Federation(job=described))
-    flare_job.to_server({"server": {"task_request_interval": _TASK_REQUEST_SECONDS}})
+    pieces = {"tensor_download_chunk_size": _TENSOR_PIECE_BYTES}
+    flare_job.to_server({"server": {"task_request_interval": _TASK_REQUEST_SECONDS}, **pieces})
     flare_job.to_clients(SiteExecutor(job=described), tasks=["*"])
-    flare_job.to_clients({"default_task_fetch_interval": _TASK_REQUEST_SECONDS})
+    flare_job.to_clients({"default_task_fetch_interval": _TASK_REQUEST_SECONDS, **pieces})
     return flare_job
 
 
