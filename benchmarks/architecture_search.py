@@ -36,6 +36,7 @@ from fl_app.training.precision import choose_precision
 
 SITES = 4
 BUDGETS = (1.0, 0.75, 0.5, 0.25)
+HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
 QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 
 
@@ -91,6 +92,14 @@ def searching(job: Job, share: float, **search: Any) -> Job:
     return Job.model_validate(described)
 
 
+def widths(job: Job) -> Job:
+    """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there."""
+    described = job.model_dump()
+    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
+    described["federation"]["rounds"] = 1
+    return Job.model_validate(described)
+
+
 def unet_memory(job: Job) -> int:
     """Bytes that training the job's own network takes."""
     device = torch.device("cpu")
@@ -125,7 +134,7 @@ def federated(name: str, job: Job, sites: dict[str, SiteSettings], out: Path, bu
             for site, kept in result.personal.sites.items()
         },
         bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
-        upload_share=upload_share(result.search) if result.search else None,
+        upload_share=upload_share(result.search) if result.search and result.search.supernet_rounds else None,
         search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
     )
 
@@ -179,6 +188,8 @@ def main() -> None:
         searched = {mode: searching(job, share, mode=mode) for mode in ("nested", "consensus", "free")}
         rows: dict[str, Callable[[], Run]] = {
             "unet": federate("unet", job),
+            "search width": federate("search width", widths(job)),
+            "search width half": federate("search width half", widths(with_network(job, channels=HALF))),
             "search nested": federate("search nested", searched["nested"]),
             "search random": federate("search random", searching(job, share, mode="nested", strategy="random")),
             "search consensus": federate("search consensus", searched["consensus"]),

@@ -22,6 +22,10 @@ ROWS = (
     ("segresnet", "federated tuned"),
     ("dynunet", "federated"),
     ("dynunet", "federated tuned"),
+    ("search width", "searched"),
+    ("search width", "searched tuned"),
+    ("search width half", "searched"),
+    ("search width half", "searched tuned"),
     ("search random", "searched"),
     ("search random", "searched tuned"),
     ("search consensus", "searched"),
@@ -31,6 +35,8 @@ ROWS = (
     ("search free", "searched"),
     ("search free", "searched tuned"),
     ("search nested", "taken home"),
+    ("search width", "taken home"),
+    ("search width half", "taken home"),
 )
 COMPARED = ("unet", "federated tuned")
 
@@ -87,7 +93,8 @@ def _print_costs(runs: list[dict[str, Any]]) -> None:
         share = upload = ""
         if group[0]["search"]:
             share = f"{statistics.median(run['search']['seconds'] / run['seconds'] for run in group):.2f}"
-            upload = f"{statistics.median(run['upload_share'] for run in group):.2f}"
+            if group[0]["upload_share"] is not None:
+                upload = f"{statistics.median(run['upload_share'] for run in group):.2f}"
         print(f"{name:<20}{seconds:>9.0f}{sent:>9.1f}{share:>14}{upload:>15}")
 
 

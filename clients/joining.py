@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from clients.work import SiteWork
 from fl_app.config import Job
 from fl_app.errors import BudgetError, UsageError
 from fl_app.messages import DERIVE, MAIN, PERSONALISE, PREPARE, SEARCHED, SUPERNET, PersonalReport, SearchReady
-from fl_app.model_file import load_model
-from fl_app.networks.space.architecture import read_architecture
-from fl_app.networks.space.supernet import weight_names
+from fl_app.model_file import ModelInfo, load_model
+from fl_app.networks.found import read_found, value_names
+from fl_app.networks.widths import Width
 from fl_app.site import SiteSettings
+
+Values = dict[str, torch.Tensor]
+Chosen = tuple[SiteWork, bool, str]  # the site's part, whether its memory holds the job's own network, and what it took
 
 
 def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
@@ -33,16 +38,9 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
         raise UsageError(
             f"{models}: there is no searched/supernet.safetensors - name the result of a job with a search"
         )
-    supernet, info = load_model(models / SEARCHED / "supernet.safetensors")
-    facts = {"network": SUPERNET, "consensus": info.architectures[0]}
-    try:
-        work, fits = _prepared(_choosing(info.job, "nested"), site, settings)
-        chosen = work.do(DERIVE, supernet, facts)[1]["architecture"]
-    except BudgetError:
-        work, fits = _prepared(_choosing(info.job, "free"), site, settings)
-        chosen = work.do(DERIVE, supernet, facts)[1]["architecture"]
-    names = weight_names(info.job.search.space, read_architecture(chosen, info.job.search.space))
-    values = {f"{SEARCHED}/{name}": supernet[name] for name in names}
+    trained, info = load_model(models / SEARCHED / "supernet.safetensors")
+    work, fits, chosen = (_of_cells if info.job.search.of_cells else _of_widths)(trained, info, site, settings)
+    values = {f"{SEARCHED}/{name}": trained[name] for name in value_names(info.job, read_found(chosen, info.job))}
     networks = {SEARCHED: {"network": SEARCHED, "architecture": chosen, "own": [], "round": info.round}}
     if fits and (models / "best.safetensors").exists():
         main, main_info = load_model(models / "best.safetensors")
@@ -52,13 +50,37 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
     return PersonalReport.model_validate(report)
 
 
+def _of_cells(supernet: Values, info: ModelInfo, site: str, settings: SiteSettings) -> Chosen:
+    facts = {"network": SUPERNET, "consensus": info.architectures[0]}
+    try:
+        work, ready = _prepared(_choosing(info.job, "nested"), site, settings)
+        chosen = work.do(DERIVE, supernet, facts)[1]["architecture"]
+    except BudgetError:
+        work, ready = _prepared(_choosing(info.job, "free"), site, settings)
+        chosen = work.do(DERIVE, supernet, facts)[1]["architecture"]
+    return work, ready.main_fits, chosen
+
+
+def _of_widths(trained: Values, info: ModelInfo, site: str, settings: SiteSettings) -> Chosen:
+    """The widest network that fits, of those whose values several sites have trained."""
+    work, ready = _prepared(info.job, site, settings)
+    assert ready.widest is not None  # the job asks for it
+    for eighths in range(ready.widest.eighths, 0, -1):
+        if trained.keys() >= set(value_names(info.job, Width(eighths))):
+            return work, ready.main_fits, Width(eighths).to_json()
+    raise BudgetError(
+        f"the widest network that fits here has {ready.widest.eighths} eighths of the job's width, and none so "
+        "narrow was trained by several sites - raise memory_budget_gib",
+        ready.widest.measured_bytes,
+    )
+
+
 def _choosing(job: Job, mode: str) -> Job:
     search = job.search.model_copy(update={"mode": mode, "strategy": "sampling"})
     return job.model_copy(update={"search": search})
 
 
-def _prepared(job: Job, site: str, settings: SiteSettings) -> tuple[SiteWork, bool]:
-    """The site's part in a job, and whether its memory holds the job's own network."""
+def _prepared(job: Job, site: str, settings: SiteSettings) -> tuple[SiteWork, SearchReady]:
+    """The site's part in a job, and what its memory holds."""
     work = SiteWork(job, site, settings)
-    search = work.do(PREPARE, {}, {})[1]["search"]
-    return work, SearchReady.model_validate(search).main_fits
+    return work, SearchReady.model_validate(work.do(PREPARE, {}, {})[1]["search"])

@@ -17,7 +17,7 @@ from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.messages import MAIN, SEARCHED, PersonalModel, PersonalReport, Validation
 from fl_app.model_file import ModelInfo, save_model
-from fl_app.networks.space.architecture import Architecture, read_architecture
+from fl_app.networks.found import is_part, read_found
 from fl_app.result import software_versions
 from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
@@ -94,13 +94,10 @@ def make_personal_models(
         prefix = f"{network}/"
         shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         local.load(shared, after=number)
-        architecture = getattr(local.trainer.network, "architecture", None)
-        text = architecture.to_json() if isinstance(architecture, Architecture) else ""
-        if isinstance(architecture, Architecture):
-            consensus = read_architecture(str(facts["consensus"]), job.search.space)
-            # free: the site's own network need not hold the one for all
-            if consensus != architecture and consensus.is_subset(architecture):
-                _add_consensus(job, site, data, found, local.trainer, consensus)
+        text, consensus = str(facts["networks"][network]["architecture"]), str(facts["consensus"])
+        # free: the site's own network need not hold the one for all
+        if text and text != consensus and is_part(read_found(consensus, job), read_found(text, job)):
+            _add_consensus(job, site, data, found, local.trainer, consensus)
         found.add(_NAMES[network], local.trainer, local.score(), 0, text)
         if job.personal.fine_tuning_steps:
             validation = _fine_tune(job, data, local)
@@ -121,15 +118,13 @@ def make_personal_models(
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 
 
-def _add_consensus(
-    job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: Architecture
-) -> None:
+def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
-    network = ready_network(job, larger.device, consensus.to_json())
+    network = ready_network(job, larger.device, consensus)
     trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
     held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})
-    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus.to_json())
+    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus)
 
 
 def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:

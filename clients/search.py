@@ -15,7 +15,7 @@ from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.errors import BudgetError
-from fl_app.messages import DeriveReport, ProposeReport, ScoreReport, SearchReady, TrainReport
+from fl_app.messages import DeriveReport, MemoryFit, ProposeReport, ScoreReport, SearchReady, TrainReport
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.space.memory import MemoryModel
@@ -26,14 +26,13 @@ from fl_app.search.memory import calibrate, training_memory
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
-from fl_app.training.device import free_memory, peak_memory
+from fl_app.training.device import memory_budget, peak_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
 from fl_app.training.trainer import Steps, Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
-_GIB = 2**30
 _PATCHES = 8  # of validation cases, that networks are compared on
 _FILTER_PATCHES = 4  # of them, that untrained networks are scored on
 
@@ -68,8 +67,7 @@ class SiteSearch:
         self._site = site
         self._data = data
         self._device = device
-        wanted = settings.memory_budget_gib
-        self._budget = int(wanted * _GIB) if wanted else free_memory(device)
+        self._budget = memory_budget(settings.memory_budget_gib, device)
         self._trainer = SupernetTrainer(job, self._space, data.training, device, f"{site} supernet")
         self._trainer.after_step = after_step
         self._gradient: GradientSearch | None = None
@@ -94,10 +92,12 @@ class SiteSearch:
         return SearchReady(
             budget_bytes=self._budget,
             main_bytes=taken,
-            scale=self._memory.scale,
-            offset=self._memory.offset,
-            value_bytes=2 if self._memory.value_bytes == 2 else 4,
-            weight_copies=self._memory.weight_copies,
+            fit=MemoryFit(
+                scale=self._memory.scale,
+                offset=self._memory.offset,
+                value_bytes=2 if self._memory.value_bytes == 2 else 4,
+                weight_copies=self._memory.weight_copies,
+            ),
         )
 
     def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:

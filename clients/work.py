@@ -14,6 +14,7 @@ import torch
 from clients.local import LocalNetwork
 from clients.personal import make_personal_models
 from clients.search import SiteSearch
+from clients.widths import SiteWidths
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import PolicyError
@@ -123,7 +124,7 @@ class SiteWork:
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None
         trainer = self._quickest_trainer()
-        search = self._search().ready(trainer) if self._job.search.wanted else None
+        search = self._finder().ready(trainer) if self._job.search.wanted else None
         restored = None
         if search is None or search.main_fits:
             self._networks[MAIN] = self._local(MAIN, trainer, self._job.federation.rounds)
@@ -186,7 +187,7 @@ class SiteWork:
         """The network that a task is about; one that was searched is built when it is first named."""
         name = str(facts["network"])
         if name == SEARCHED and name not in self._networks:
-            trainer = self._search().trainer(str(facts["architecture"]), facts["own"])
+            trainer = self._finder().trainer(str(facts["architecture"]), facts["own"])
             self._networks[name] = self._local(name, trainer, self._job.search.rounds, str(facts["architecture"]))
             self._networks[name].restore(self._rounds.get(name, 0))
         return self._networks[name]
@@ -202,6 +203,12 @@ class SiteWork:
         trainer.after_step = self._after_step
         state = self._state / name if self._state else None
         return LocalNetwork(self._job, trainer, self._data, rounds, state, ditto)
+
+    def _finder(self) -> SiteSearch | SiteWidths:
+        """What finds this site's own network."""
+        if self._job.search.of_cells:
+            return self._search()
+        return SiteWidths(self._job, self._site, self._settings, self._data, self._device)
 
     def _search(self) -> SiteSearch:
         if self._found is None:

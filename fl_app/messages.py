@@ -59,19 +59,30 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class SearchReady(Report):
-    """What a site's memory holds in training, for a search.
+class MemoryFit(Report):
+    """A site's own fit of `fl_app.networks.space.memory.MemoryModel`."""
 
-    ``scale``, ``offset``, ``value_bytes`` and ``weight_copies`` are its own fit of
-    `fl_app.networks.space.memory.MemoryModel`.
-    """
-
-    budget_bytes: Bytes
-    main_bytes: Bytes = Field(description="training memory of the job's own network")
     scale: Annotated[float, Field(gt=0, le=1000)]
     offset: Annotated[float, Field(ge=-(10**13), le=10**13)]
     value_bytes: Literal[2, 4]
     weight_copies: Annotated[int, Field(ge=2, le=8)]
+
+
+class WidestNetwork(Report):
+    """The job's own network, as wide as a site's memory allows."""
+
+    eighths: Annotated[int, Field(ge=1, le=8)] = Field(description="of its channels")
+    parameters: Count
+    measured_bytes: Bytes = Field(description="its training memory")
+
+
+class SearchReady(Report):
+    """What a site's memory holds in training, for a search."""
+
+    budget_bytes: Bytes
+    main_bytes: Bytes = Field(description="training memory of the job's own network")
+    fit: MemoryFit | None = Field(None, description="only in a search of cells")
+    widest: WidestNetwork | None = Field(None, description="only in a search of widths")
 
     @property
     def main_fits(self) -> bool:

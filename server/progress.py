@@ -9,8 +9,8 @@ from fl_app.errors import FederationError
 from fl_app.result import Result, read_result
 from server.channel import Values
 from server.checkpoint import Checkpoints
+from server.found import SearchState
 from server.record import Record
-from server.search import SearchState
 from server.training import Standing
 
 _REST = "rest:"  # before the names of what was rounded off

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
 
 from fl_app.config import Job
 from fl_app.errors import ConfigError
@@ -28,14 +26,14 @@ from fl_app.messages import (
     ProposeReport,
     ScoreReport,
     SearchReady,
-    SiteReady,
 )
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import weight_names, weight_sizes
-from fl_app.result import Generation, SearchResult, SearchSite, weighted_mean
+from fl_app.result import Generation, SearchResult, weighted_mean
 from server.channel import Payload, Values
+from server.found import SearchState
 from server.participants import Participants
 from server.record import Record
 from server.training import Names, Plan
@@ -44,31 +42,10 @@ _logger = logging.getLogger(__name__)
 _TRIES = 200
 
 
-class SearchState(BaseModel):
-    """How far a search has come; part of a checkpoint.
-
-    Attributes:
-        ready: who takes part, and what each site's memory holds, as it said when the job began.
-        generation: the last finished one.
-        losses: mean validation loss of each scored network (JSON).
-        consensus: the network for all.
-        derived: each site's network.
-    """
-
-    ready: dict[str, SearchReady] = Field(default_factory=dict)
-    generation: int = 0
-    losses: dict[str, float] = Field(default_factory=dict)
-    consensus: str | None = None
-    derived: dict[str, str] = Field(default_factory=dict)
-
-    def begin(self, sites: Mapping[str, SiteReady]) -> None:
-        """These take part, also those that are away when the server goes on later."""
-        self.ready = {site: each.search for site, each in sorted(sites.items()) if each.search}
-
-
 def memory_model(job: Job, ready: SearchReady) -> MemoryModel:
     """Training memory of the networks of a job's space, as a site has fitted it."""
-    fitted = ready.model_dump(include={"scale", "offset", "value_bytes", "weight_copies"})
+    assert ready.fit is not None  # without one a site takes no part in a search of cells
+    fitted = ready.fit.model_dump()
     return MemoryModel(
         job.search.space, len(job.data.labels), job.data.patch_voxels, batch=job.training.batch_size, **fitted
     )
@@ -115,8 +92,8 @@ class Search:
         assert self._record.result.search is not None
         return self._record.result.search
 
-    def find(self) -> dict[str, Architecture]:
-        """Each site's network.
+    def find(self) -> None:
+        """Find the network for all, and have each site say which is its own; both are then in the state.
 
         Raises:
             FederationError: too few sites answered.
@@ -128,7 +105,6 @@ class Search:
         if not self.state.derived:
             self._derive(read_architecture(self.state.consensus, self._space))
             self._save()
-        return {site: read_architecture(text, self._space) for site, text in self.state.derived.items()}
 
     def _generation(self) -> None:
         started = time.monotonic()
@@ -262,31 +238,6 @@ class Search:
         )
 
 
-def holding(job: Job, networks: dict[str, Architecture], exchanged: Names) -> tuple[dict[str, Names], dict[str, Names]]:
-    """By site, the names of the values that travel, and of those that stay since too few sites hold them.
-
-    Args:
-        job: the job.
-        networks: each site's.
-        exchanged: names of the supernet's values that may travel at all.
-    """
-    may = set(exchanged)
-    names = {
-        site: tuple(name for name in weight_names(job.search.space, network) if name in may)
-        for site, network in networks.items()
-    }
-    holders = Counter(name for held in names.values() for name in held)
-    least = min(job.search.min_holders, len(networks))
-    travel = {site: tuple(name for name in held if holders[name] >= least) for site, held in names.items()}
-    stay = {site: tuple(name for name in held if holders[name] < least) for site, held in names.items()}
-    return travel, stay
-
-
 def supernet_plan(job: Job, sites: Iterable[str], exchanged: Names) -> Plan:
     """Every site may train any part of the supernet."""
     return Plan(SUPERNET, job.search.supernet_steps, dict.fromkeys(sites, exchanged), partial=True)
-
-
-def search_site(ready: SearchReady) -> SearchSite:
-    """A site's entry in the result before it has a network."""
-    return SearchSite(budget_bytes=ready.budget_bytes, main_bytes=ready.main_bytes)

@@ -13,15 +13,18 @@ from fl_app.errors import FederationError
 from fl_app.messages import MAIN, SEARCHED, SUPERNET, TEST, TestReport, payload_bytes
 from fl_app.model_file import load_model, save_model
 from fl_app.networks import build_network, exchanged_names
-from fl_app.networks.space.supernet import Supernet, weight_names
+from fl_app.networks.found import read_found, value_names
+from fl_app.networks.space.supernet import Supernet
+from fl_app.networks.widths import WIDTHS, Width, build_width
 from fl_app.result import SearchResult
 from server.channel import Channel, Payload, Values
+from server.found import holding, search_site, take_widths
 from server.participants import Participants
 from server.personal import personalise
 from server.progress import Progress
 from server.record import Record, RoundLog
-from server.search import Search, holding, search_site, supernet_plan
-from server.training import Plan, Standing, Training
+from server.search import Search, supernet_plan
+from server.training import Names, Plan, Standing, Training
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class Workflow:
         begins = self._job.search.wanted and not self._progress.search.ready
         self._sites.prepare(sorted(self._invited), wait=begins)
         if begins:
-            self._progress.search.begin(self._sites.ready)
+            self._progress.search.begin(self._sites.ready, self._job.search.of_cells)
             self._progress.save()
         main = self._train_main()
         searched = self._search() if self._job.search.wanted else None
@@ -113,41 +116,66 @@ class Workflow:
 
     def _search(self) -> Training:
         """Find a network for every site, and train them together."""
+        known, exchanged = self._search_cells() if self._job.search.of_cells else self._take_widths()
+        result, state = self.record.result.search, self._progress.search
+        assert result is not None  # the search has just made it
+        names = {site: value_names(self._job, read_found(text, self._job)) for site, text in state.derived.items()}
+        travel, stay = holding(names, exchanged, self._job.search.min_holders)
+        for site, own in stay.items():
+            result.sites[site].own_values = sum(known[name].numel() for name in own)
+        held = {name for each in names.values() for name in each}
+        standing = self._progress.standing(SEARCHED, {name: known[name].clone() for name in sorted(held)})
+        log = RoundLog(self.record, result.rounds, self._job.federation.best_metric)
+        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, state.derived)
+        texts = tuple(dict.fromkeys([result.consensus or "", *state.derived.values()]))
+        training = self._train(plan, standing, self._job.search.rounds, log, self._models / "searched", texts)
+        # what a site needs that comes later: also what is in no network that was found, but nothing untrained
+        values, info = load_model(self._models / "searched" / "best.safetensors")
+        trained = {name for each in travel.values() for name in each} | (known.keys() - set(exchanged))
+        more = known if self._job.search.of_cells else {}
+        useful = {name: value for name, value in values.items() if more or name in trained}
+        save_model(self._models / "searched" / "supernet.safetensors", {**more, **useful}, info)
+        return training
+
+    def _search_cells(self) -> tuple[Values, Names]:
+        """Train the supernet and choose; its values as trained, and the names of those that may travel."""
         started = time.monotonic()
         settings = self._job.search
         network = Supernet(settings.space, len(self._job.data.labels), self._job.seed)
         supernet = dict(network.state_dict())
         exchanged = exchanged_names(network, self._job.federation.normalisation)
-        result, state = self.record.result, self._progress.search
-        if result.search is None:
-            result.search = SearchResult(
-                space=settings.space.name,
-                supernet_parameters=sum(value.numel() for value in supernet.values()),
-                supernet_bytes=payload_bytes({name: supernet[name] for name in exchanged}),
-                sites={site: search_site(each) for site, each in state.ready.items()},
-            )
-        log = RoundLog(self.record, result.search.supernet_rounds, self._job.federation.best_metric)
+        state = self._progress.search
+        result = self._begin_result(settings.space.name, supernet, exchanged)
+        log = RoundLog(self.record, result.supernet_rounds, self._job.federation.best_metric)
         standing = self._progress.standing(SUPERNET, supernet)
         plan = supernet_plan(self._job, state.ready, exchanged)
         supernet = self._train(plan, standing, settings.supernet_rounds, log, None).standing.values
         known = {name: supernet[name] for name in exchanged}
-        search = Search(self._job, self._sites, self.record, state, known, self._progress.save)
-        networks = search.find()
-        travel, stay = holding(self._job, networks, exchanged)
-        for site, names in stay.items():
-            result.search.sites[site].own_values = sum(supernet[name].numel() for name in names)
-        if not result.search.seconds:
-            result.search.seconds = round(time.monotonic() - started, 3)
-        held = {name for each in networks.values() for name in weight_names(settings.space, each)}
-        standing = self._progress.standing(SEARCHED, {name: supernet[name].clone() for name in sorted(held)})
-        log = RoundLog(self.record, result.search.rounds, self._job.federation.best_metric)
-        plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, state.derived)
-        texts = tuple(dict.fromkeys([result.search.consensus or "", *state.derived.values()]))
-        training = self._train(plan, standing, settings.rounds, log, self._models / "searched", texts)
-        # what a site needs that comes later: also what is in no network that was found
-        values, info = load_model(self._models / "searched" / "best.safetensors")
-        save_model(self._models / "searched" / "supernet.safetensors", supernet | values, info)
-        return training
+        Search(self._job, self._sites, self.record, state, known, self._progress.save).find()
+        if not result.seconds:
+            result.seconds = round(time.monotonic() - started, 3)
+        return supernet, exchanged
+
+    def _take_widths(self) -> tuple[Values, Names]:
+        """Each site's network is the widest that it said it can train; the initial values, and the names of those."""
+        network = build_width(self._job, Width(WIDTHS[-1]))
+        values = dict(network.state_dict())
+        exchanged = exchanged_names(network, self._job.federation.normalisation)
+        result = self._begin_result(f"{self._job.network.name} in eighths of its width", values, exchanged)
+        take_widths(self._progress.search, result)
+        self._progress.save()
+        return values, exchanged
+
+    def _begin_result(self, space: str, values: Values, exchanged: Names) -> SearchResult:
+        result = self.record.result
+        if result.search is None:
+            result.search = SearchResult(
+                space=space,
+                supernet_parameters=sum(value.numel() for value in values.values()),
+                supernet_bytes=payload_bytes({name: values[name] for name in exchanged}),
+                sites={site: search_site(each) for site, each in self._progress.search.ready.items()},
+            )
+        return result.search
 
     def _train(
         self,

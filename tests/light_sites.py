@@ -19,6 +19,7 @@ from fl_app.messages import (
     TRAIN,
     VALIDATE,
     DeriveReport,
+    MemoryFit,
     PersonalModel,
     PersonalReport,
     ScoreReport,
@@ -73,8 +74,8 @@ class LightSite:
     @cached_property
     def _ready(self):
         budget = BUDGETS[(self._number - 1) % len(BUDGETS)]
-        facts = {"scale": 1.0, "offset": 0.0, "value_bytes": 4, "weight_copies": 4}
-        search = SearchReady(budget_bytes=budget, main_bytes=budget // 2, **facts) if self._job.search.wanted else None
+        fit = MemoryFit(scale=1.0, offset=0.0, value_bytes=4, weight_copies=4)
+        search = SearchReady(budget_bytes=budget, main_bytes=budget // 2, fit=fit) if self._job.search.wanted else None
         return SiteReady(
             training_cases=self._cases,
             validation_cases=1,

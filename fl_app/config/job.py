@@ -36,7 +36,12 @@ class Job(Settings):
         if problem:
             raise mistake(problem)
         multiple = self.search.space.patch_multiple
-        if self.search.wanted and any(size % multiple for size in self.data.patch_voxels):
+        if self.search.of_cells and any(size % multiple for size in self.data.patch_voxels):
             nearest = [max(multiple, round(size / multiple) * multiple) for size in self.data.patch_voxels]
             raise mistake(f"multiples of {multiple} for search.space (nearest: {nearest})")
+        if self.search.strategy == "width":
+            if self.network.name != "unet":
+                raise mistake("network.name unet for search.strategy width: the others come in one width here")
+            if list(self.network.channels or ()) != sorted(self.network.channels or ()):
+                raise mistake("network.channels that do not shrink from level to level for search.strategy width")
         return self

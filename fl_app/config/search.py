@@ -13,12 +13,12 @@ from fl_app.config.space import SearchSpace
 class SearchSettings(Settings):
     """An architecture search that comes before the federated training of what it finds."""
 
-    strategy: Literal["none", "sampling", "gradient", "random"] = Field(
+    strategy: Literal["none", "width", "sampling", "gradient", "random"] = Field(
         "none",
-        description="none: no search, all train the network above; sampling: train random paths of the supernet, "
-        "then choose by the sites' validation; gradient: train all networks of the space at once, and each site what "
-        "it likes best of them (DiNTS), which takes the memory of the whole supernet; random: as sampling, but choose "
-        "at random, the control",
+        description="none: no search, all train the network above; width: each site trains it as wide as its memory "
+        "allows (unet only); sampling: train random paths of a supernet, then choose by the sites' validation; "
+        "gradient: train all networks of the space at once, and each site what it likes best of them (DiNTS), which "
+        "takes the memory of the whole supernet; random: as sampling, but choose at random, the control",
     )
     space: SearchSpace = Field(default_factory=SearchSpace)
     mode: Literal["consensus", "nested", "free"] = Field(
@@ -64,3 +64,8 @@ class SearchSettings(Settings):
     def wanted(self) -> bool:
         """Whether there is a search."""
         return self.strategy != "none"
+
+    @property
+    def of_cells(self) -> bool:
+        """Whether the search looks through the space of cells, and not for widths of the job's own network."""
+        return self.strategy not in ("none", "width")

@@ -69,7 +69,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def _drawings(result: Result) -> list[Drawing]:
     """The networks that a search has found, each with all who take it."""
-    if result.search is None or result.search.consensus is None:
+    if result.search is None or result.search.consensus is None or result.config["search"]["strategy"] == "width":
         return []
     space = SearchSpace.model_validate(result.config["search"]["space"])
     takers: dict[str, list[str]] = {result.search.consensus: []}

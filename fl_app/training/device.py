@@ -35,6 +35,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def memory_budget(gibibytes: float | None, device: torch.device) -> int:
+    """Bytes that training may take: what the site says, else what is free."""
+    return int(gibibytes * 2**30) if gibibytes else free_memory(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held so far: of the GPU, as torch counts them, or else of the machine."""
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ from fl_app.data.preparation import PreparedCase
 from fl_app.data.sampling import PatchSampler
 from fl_app.errors import DataError, TrainingError
 from fl_app.networks import build_network, exchanged_names
-from fl_app.networks.space.architecture import read_architecture
-from fl_app.networks.space.supernet import DiscreteNetwork
+from fl_app.networks.found import build_found, read_found
+from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
@@ -50,14 +51,13 @@ def ready_network(job: Job, device: torch.device, architecture: str = "", traini
     Args:
         job: the job.
         device: where to compute.
-        architecture: a network of the job's search space, as JSON, in place of the job's own.
+        architecture: what the job's search has found, as JSON, in place of the job's own network.
         training: whether it is going to be trained; without that, the ordinary layout is the faster one on a CPU.
     """
-    if architecture:
-        space = job.search.space
-        found = DiscreteNetwork(space, read_architecture(architecture, space), len(job.data.labels), job.seed)
-        return guard_convolutions(found).to(device)
-    network = guard_convolutions(build_network(job)).to(device)
+    if architecture and job.search.of_cells:
+        return guard_convolutions(build_found(job, read_found(architecture, job))).to(device)
+    network = build_found(job, read_found(architecture, job)) if architecture else build_network(job)
+    network = guard_convolutions(network).to(device)
     return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
 
 
@@ -198,8 +198,11 @@ class Trainer:
         """Strength, and each parameter with the value that it is pulled to."""
         if pull:
             strength, values = pull
-            named = self.network.named_parameters()
-            return strength, [(own, values[name].to(self.device)) for name, own in named if name in values]
+            goal = copy.deepcopy(self.network)
+            goal.load_state_dict(dict(values), strict=False)
+            named, pulled = whole_names(list(values)), dict(goal.named_parameters())
+            own = self.network.named_parameters()
+            return strength, [(each, pulled[name].detach()) for name, each in own if name in named]
         if self.job.federation.algorithm != "fedprox":
             return 0.0, []
         return self.job.federation.proximal_mu, [(own, own.detach().clone()) for own in self.network.parameters()]

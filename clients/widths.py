@@ -1,0 +1,78 @@
+"""A site's part in a search of widths: the job's own network, as wide as the site's memory allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from fl_app.config import Job
+from fl_app.data.site_data import SiteData
+from fl_app.errors import BudgetError
+from fl_app.messages import SearchReady, WidestNetwork
+from fl_app.networks.space.decoding import mebibytes
+from fl_app.networks.widths import WIDTHS, Width, build_width
+from fl_app.search.memory import training_memory
+from fl_app.site import SiteSettings
+from fl_app.training.device import memory_budget
+from fl_app.training.trainer import Trainer, ready_network
+
+_logger = logging.getLogger(__name__)
+
+
+class SiteWidths:
+    """Finds the widest network that fits; each is tried for a step.
+
+    Args:
+        job: the job.
+        site: the site's name.
+        settings: the site's.
+        data: the site's cases.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        site: str,
+        settings: SiteSettings,
+        data: SiteData,
+        device: torch.device,
+    ) -> None:
+        self._job = job
+        self._site = site
+        self._data = data
+        self._device = device
+        self._budget = memory_budget(settings.memory_budget_gib, device)
+
+    def ready(self, main: Trainer) -> SearchReady:
+        """The widest network that fits the site's memory.
+
+        Raises:
+            BudgetError: not even the narrowest does.
+        """
+        wanted = taken = training_memory(main.network, self._job, self._device)
+        for eighths in reversed(WIDTHS):
+            network = build_width(self._job, Width(eighths))
+            taken = training_memory(network, self._job, self._device)
+            if taken <= self._budget:
+                break
+        else:
+            raise BudgetError(
+                f"the narrowest form of network.channels takes {mebibytes(taken)} in training here, and the memory "
+                f"budget is {mebibytes(self._budget)} - raise memory_budget_gib, or lower the job's network.channels, "
+                "data.patch_voxels or training.batch_size",
+                taken,
+            )
+        _logger.info(f"memory budget {self._budget} bytes: {eighths} eighths of the job's network take {taken}")
+        parameters = sum(value.numel() for value in network.parameters())
+        widest = WidestNetwork(eighths=eighths, parameters=parameters, measured_bytes=taken)
+        return SearchReady(budget_bytes=self._budget, main_bytes=wanted, widest=widest)
+
+    def trainer(self, architecture: str, own: Sequence[str]) -> Trainer:
+        """A trainer of the site's own network; what no other site holds stays here."""
+        network = ready_network(self._job, self._device, architecture)
+        trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
+        trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
+        return trainer

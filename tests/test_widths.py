@@ -1,0 +1,193 @@
+"""One network in several widths: what they share, and a federation of sites of unequal memory, without FLARE."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from clients.joining import join
+from fl_app.config_file import parse_job
+from fl_app.errors import BudgetError, ConfigError
+from fl_app.model_file import load_model
+from fl_app.networks import build_network, exchanged_names
+from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole_names
+from fl_app.prediction.predictor import Predictor
+from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.search.memory import training_memory
+from fl_app.training.trainer import Trainer, ready_network
+from tests.federation import write_sites
+from tests.test_search_federation import Wire, search_job, settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["instance", "batch"])
+def job(request):
+    return parse_job(
+        f"network: {{channels: [8, 12, 16], normalisation: {request.param}}}\n"
+        "data: {patch_voxels: [16, 16, 16]}\nsearch: {strategy: width}\n",
+        "job.yaml",
+    )
+
+
+def widened(job, narrow, wide):
+    """The wider network with the narrower one's values, and nothing but zeros beside them."""
+    network = build_width(job, Width(wide))
+    zeros = {
+        name: torch.zeros_like(value) if value.is_floating_point() and "running_var" not in name else value
+        for name, value in network.state_dict().items()
+    }
+    network.load_state_dict({**zeros, **narrow.state_dict()})
+    return network.eval()
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(1, 8), (3, 4), (5, 8)])
+def test_a_narrower_network_is_the_first_channels_of_a_wider_one(job, narrow, wide):
+    """With what the wider one has beside it at zero, both compute the same: also behind skip connections."""
+    small = build_width(job, Width(narrow)).eval()
+    image = torch.rand(2, 1, 16, 16, 16)
+    torch.testing.assert_close(widened(job, small, wide)(image), small(image))
+
+
+def test_the_widest_is_the_jobs_own_network(job):
+    own, widest = build_network(job), build_width(job, Width(8))
+    image = torch.rand(2, 1, 16, 16, 16)
+    assert torch.equal(own(image), widest(image))
+    assert sum(each.numel() for each in widest.state_dict().values()) == sum(
+        each.numel() for each in own.state_dict().values()
+    )
+    assert whole_names(list(widest.state_dict())) == set(own.state_dict())
+
+
+def test_each_width_holds_what_the_narrower_ones_do_and_more(job):
+    states = [build_width(job, Width(eighths)).state_dict() for eighths in WIDTHS]
+    for narrow, wide in pairwise(states):
+        assert narrow.keys() < wide.keys()
+        assert all(torch.equal(value, wide[name]) for name, value in narrow.items())
+
+
+def test_values_that_are_loaded_are_those_that_come_out(job):
+    network = build_width(job, Width(5))
+    values = {name: torch.rand(each.shape).to(each.dtype) for name, each in network.state_dict().items()}
+    network.load_state_dict(values)
+    assert all(torch.equal(each, values[name]) for name, each in network.state_dict().items())
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    some = {name: torch.zeros_like(values[name]) for name in list(values)[::3]}
+    network.load_state_dict(some, strict=False)
+    for name, each in network.state_dict().items():
+        assert torch.equal(each, some.get(name, before[name]))
+
+
+def test_a_file_with_too_little_or_a_wrong_shape_is_refused(job):
+    network = build_width(job, Width(4))
+    values = network.state_dict()
+    part = next(name for name in values if name.endswith("weight.width_2"))
+    with pytest.raises(RuntimeError, match="width_2"):
+        network.load_state_dict({name: value for name, value in values.items() if name != part})
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*width_2"):
+        network.load_state_dict({**values, part: values[part][:-1]})
+
+
+def test_local_normalisation_keeps_all_parts_at_home(job):
+    network = build_width(job, Width(3))
+    travels = exchanged_names(network, "local")
+    assert travels and not [name for name in travels if ".adn.N." in name]
+    assert len(exchanged_names(network, "average")) > len(travels)
+
+
+def test_dittos_pull_finds_the_parts(job):
+    """Far from where it is pulled to, with a pull that is all there is to learn from, a network comes nearer."""
+    trainer = Trainer(job, [], CPU, "site", ready_network(job, CPU, Width(2).to_json()))
+    goal = {name: value + 1 for name, value in trainer.shared_values().items()}
+    strength, pairs = trainer._pull((0.5, goal))
+    assert strength == 0.5 and len(pairs) == len(list(trainer.network.parameters()))
+    for own, value in pairs:
+        torch.testing.assert_close(value, own.detach() + 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version":1}', '{"version":1,"eighths":9}', '{"version":2,"eighths":1}']
+)
+def test_what_is_no_width_is_refused(text):
+    assert read_width(Width(3).to_json()) == Width(3)
+    with pytest.raises(ConfigError, match="no width"):
+        read_width(text)
+
+
+def test_channels_that_shrink_have_no_widths():
+    with pytest.raises(ConfigError, match=r"network\.channels that do not shrink"):
+        parse_job("network: {channels: [8, 16, 4]}\nsearch: {strategy: width}\n", "job.yaml")
+
+
+def test_other_networks_come_in_one_width():
+    with pytest.raises(ConfigError, match=r"network\.name unet for search\.strategy width"):
+        parse_job("network: {name: segresnet}\nsearch: {strategy: width}\n", "job.yaml")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=5, site_3=4)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """Three sites: two with room for a part of the network, one for all of it."""
+    folder = tmp_path_factory.mktemp("widths")
+    job = search_job(folder, strategy="width")
+    full = training_memory(build_network(job), job, CPU) / 2**20
+    budgets = {"site-1": 0.55 * full, "site-2": 0.8 * full, "site-3": 1.01 * full}
+    sites = settings(data, folder, budgets)
+    wire = Wire(rehearsal_channel(job, sites))
+    return job, rehearse(job, sites, folder / "out", wire), wire.sent, folder
+
+
+def test_every_site_trains_the_widest_network_that_fits(run):
+    job, result, _, _ = run
+    widths = {site: read_width(each.architecture).eighths for site, each in result.search.sites.items()}
+    assert widths["site-1"] < widths["site-2"] < widths["site-3"] == 8
+    for site, each in result.search.sites.items():
+        network = build_width(job, Width(widths[site]))
+        assert each.measured_bytes == training_memory(network, job, CPU) <= each.budget_bytes
+        if widths[site] < 8:
+            assert training_memory(build_width(job, Width(widths[site] + 1)), job, CPU) > each.budget_bytes
+        kept = result.personal.sites[site]
+        assert kept.models["searched"].memory_bytes == each.measured_bytes
+        assert ("federated" in kept.models) == (site == "site-3") and ("consensus" in kept.models) == (site != "site-1")
+    assert len(result.search.rounds) == job.search.rounds and not result.search.supernet_rounds
+
+
+def test_what_one_site_alone_holds_never_travels_after_its_first_round(run):
+    job, result, sent, _ = run
+    names = {
+        site: set(build_width(job, read_width(each.architecture)).state_dict())
+        for site, each in result.search.sites.items()
+    }
+    common = names["site-2"]  # the widest site holds these too
+    for _, site, facts, down, up, _ in sent:
+        if facts.get("network") == "searched" and facts["round"] > 1:
+            assert up <= common and down <= common, site
+    assert result.search.sites["site-3"].own_values > 0 == result.search.sites["site-2"].own_values
+
+
+def test_values_are_averaged_over_the_sites_that_hold_them(run):
+    """Site 1's own model has the shared values of the best round, which all three have trained."""
+    job, _, _, folder = run
+    shared, info = load_model(folder / "out" / "model" / "searched" / "best.safetensors")
+    narrowest = build_width(job, read_width(info.architectures[0])).state_dict()
+    start = build_width(job, Width(8)).state_dict()
+    assert narrowest.keys() < shared.keys()
+    assert all(not torch.equal(shared[name], start[name]) for name in narrowest if "conv.weight" in name)
+
+
+def test_the_models_of_server_and_sites_predict(run):
+    folder = run[3]
+    for path in (folder / "out" / "model" / "searched" / "best.safetensors", folder / "site-2" / "model.safetensors"):
+        assert sum(each.numel() for each in Predictor(path, CPU).network.parameters()) > 0
+
+
+def test_a_site_that_comes_later_takes_the_widest_that_several_have_trained(run, data, tmp_path):
+    _, result, _, folder = run
+    report = join(folder / "out" / "model", "site-1", settings(data, tmp_path, {"site-1": 100.0})["site-1"])
+    assert report.models["searched"].parameters == result.search.sites["site-2"].parameters
+    with pytest.raises(BudgetError, match="narrowest form of"):
+        join(folder / "out" / "model", "site-1", settings(data, tmp_path, {"site-1": 0.01})["site-1"])
