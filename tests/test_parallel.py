@@ -23,7 +23,8 @@ from fl_app.site import SiteSettings, read_site
 from fl_app.training.device import choose_devices
 from fl_app.training.leader import Leader, gather_team
 from fl_app.training.parallel import Alone
-from fl_app.training.trainer import Trainer
+from fl_app.training.trainer import Trainer, ready_network
+from tests.architectures import random_architecture
 from tests.federation import write_job, write_sites
 from tests.test_house import ROOT
 from tests.volumes import SPACING_MM, write_decathlon
@@ -68,11 +69,11 @@ def doomed(folder, two):
     leader.end()
 
 
-def job(network=None, federation=None, **training):
+def job(network=None, federation=None, patch=16, **training):
     usual = {"batch_size": 3, "precision": "fp32", "deterministic": True, "learning_rate": 0.01, "gradient_clip": 0.5}
     return Job.model_validate(
         {
-            "data": {"spacing_mm": SPACING_MM, "patch_voxels": (16, 16, 16)},
+            "data": {"spacing_mm": SPACING_MM, "patch_voxels": (patch, patch, patch)},
             "network": network or {"channels": (4, 8), "residual_units": 1},
             "training": usual | training,
             "federation": federation or {},
@@ -135,6 +136,26 @@ def test_two_processes_take_the_steps_of_one(wanted, pulled, tolerance, cases, t
             torch.testing.assert_close(values[name], value, rtol=tolerance, atol=tolerance)
     again_losses, again = trained(wanted, cases, two, pulled)
     assert again_losses == shared_losses and again.holds(values)
+
+
+SEARCHED = random_architecture(Job().search.space, 1).to_json()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wanted", "architecture"),
+    [
+        pytest.param(job(patch=32), SEARCHED, id="a network that was searched"),
+        pytest.param(job(network={"name": "unetr", "size": "small"}), "", id="UNETR, which has parameters without use"),
+    ],
+)
+def test_two_processes_train_other_networks_alike(wanted, architecture, cases, two):
+    losses = []
+    for team in (Alone(), two):
+        trainer = Trainer(wanted, cases, CPU, "site-1", ready_network(wanted, CPU, architecture))
+        trainer.team = team
+        losses.append(trainer.train(1, 3, 1).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from fl_app.data.cases import Case
 from fl_app.data.preparation import PreparedCase, prepare_cases
 from fl_app.errors import TrainingError
 from fl_app.processes import end_with_parent
-from fl_app.training.leader import Call
+from fl_app.training.calling import Call
 from fl_app.training.parallel import Group
 from fl_app.training.trainer import Trainer, ready_network
 

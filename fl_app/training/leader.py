@@ -8,35 +8,27 @@ nobody else can write to, and for each round anew, so that they can be replaced 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as distributed
 
 from fl_app.config import Job
-from fl_app.data.cases import Case
-from fl_app.errors import ConfigError, ProcessError
+from fl_app.errors import ConfigError
 from fl_app.networks.space.architecture import Architecture
+from fl_app.training.calling import Call, Called
 from fl_app.training.parallel import Alone, Group, Pull
-from fl_app.training.precision import MixedPrecision
 
 if TYPE_CHECKING:
     from fl_app.training.trainer import Trainer
 
-_READY_SECONDS = 600.0  # to load the software and, the first time, the prepared cases
 _NOTICE_SECONDS = 5.0  # between a process' end and the last word on it
 _logger = logging.getLogger(__name__)
 
@@ -67,39 +59,6 @@ def gather_team(job: Job, devices: Sequence[torch.device], cache: Path | None) -
     return team
 
 
-@dataclass(frozen=True)
-class Call:
-    """All that a follower is told before a round's steps.
-
-    Attributes:
-        job: the job.
-        cases: the training cases' files.
-        cache: folder that holds them prepared.
-        stream: name of the random stream.
-        architecture: of a network that was searched, as JSON; empty: the job's own network.
-        values: all of the network's.
-        optimizer: its state.
-        precision: with its scale of the gradients.
-        round_number: as the rest, what `Trainer.train` is called with.
-        steps: see there.
-        rounds: see there.
-        pull: see there.
-    """
-
-    job: Job
-    cases: tuple[Case, ...]
-    cache: Path
-    stream: str
-    architecture: str
-    values: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    precision: MixedPrecision
-    round_number: int
-    steps: int
-    rounds: int
-    pull: Pull | None
-
-
 class Leader(Group):
     """The group's first process.
 
@@ -112,7 +71,7 @@ class Leader(Group):
         super().__init__(0, len(devices), devices[0])
         self._devices = devices
         self._cache = cache
-        self._followers: list[_Follower] = []
+        self._followers: list[Called] = []
 
     @property
     def followers(self) -> list[int]:
@@ -130,7 +89,7 @@ class Leader(Group):
         )
         threads = self._threads(torch.get_num_threads())
         self._followers = [
-            _Follower(rank, self.size, device, port, threads) for rank, device in enumerate(self._devices[1:], start=1)
+            Called(rank, self.size, device, port, threads) for rank, device in enumerate(self._devices[1:], start=1)
         ]
         if self.device.type == "cuda":
             for follower in self._followers:
@@ -156,6 +115,7 @@ class Leader(Group):
         if not steps:
             yield
             return
+        self.start()
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads(threads))
         try:
@@ -177,7 +137,6 @@ class Leader(Group):
         return max(1, whole // self.size)
 
     def _call(self, trainer: Trainer, round_number: int, steps: int, rounds: int, pull: Pull | None) -> None:
-        self.start()
         network = trainer.network
         architecture = getattr(network, "architecture", None)
         call = Call(
@@ -217,68 +176,9 @@ class Leader(Group):
         moment, cause = min(failures, key=lambda failure: failure[0], default=(now, error))
         return cause if moment < now else error
 
-    def _watch(self, follower: _Follower) -> None:
+    def _watch(self, follower: Called) -> None:
         """NCCL waits for a process that has ended until its time is up: its end is told at once."""
         follower.process.wait()
         if follower in self._followers and self.joined:
             assert distributed.group.WORLD is not None  # since they have joined
             distributed.group.WORLD.abort()
-
-
-class _Follower:
-    """Another process, as the first one sees it."""
-
-    def __init__(self, rank: int, size: int, device: torch.device, port: int, threads: int) -> None:
-        self._name = f"training process {rank + 1} of {size}"
-        self._told: tuple[float, Exception] | None = None
-        self.pipe, theirs = Pipe()
-        environment = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": threads,
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fl_app.training.follower", str(device), str(theirs.fileno())],
-            stdin=subprocess.PIPE,  # closes when this process is gone, however it went
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **{name: str(value) for name, value in environment.items()}},
-            start_new_session=True,  # Ctrl-C in a terminal reaches the first process alone, and it ends the others
-        )
-        theirs.close()
-
-    def wait_until_ready(self) -> None:
-        """Return when it is about to take the steps that it was called for."""
-        if not self.pipe.poll(_READY_SECONDS):
-            raise ProcessError(f"{self._name} did not get ready within {_READY_SECONDS:.0f} s - see this site's log")
-        self._told = self.pipe.recv()
-        self.check()
-
-    def check(self) -> None:
-        """Make sure that it is still there."""
-        failure = self.failure()
-        if failure:
-            raise failure[1]
-
-    def failure(self) -> tuple[float, Exception] | None:
-        """When (monotonic seconds) and with what it ended, by its own word if it had one left; none: it runs."""
-        code = self.process.poll()
-        if self._told or code is None:
-            return self._told
-        try:
-            self._told = self.pipe.recv()
-            return self._told
-        except (EOFError, OSError):
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            sentence = f"{self._name} {how} - if this machine's memory ran out, set processes: to less in site.yaml"
-            return 0.0, ProcessError(sentence)
-
-    def end(self) -> None:
-        """End it at once: what it knows, the first process knows."""
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdin is not None  # it was made so
-        self.process.stdin.close()
-        self.pipe.close()

@@ -13,14 +13,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as distributed
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
+
+from fl_app.training.dice_ce import DiceCrossEntropy, Rest
 
 if TYPE_CHECKING:
     from fl_app.training.trainer import Trainer
@@ -58,9 +59,10 @@ class Alone:
         logits: torch.Tensor = network(images)
         return logits
 
-    def whole(self, logits: torch.Tensor, labels: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of the whole batch, whose loss trains this process' patches."""
-        return logits, labels
+    def loss(self, loss: nn.Module, logits: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """The loss of the whole batch, of which these are this process' patches."""
+        value: torch.Tensor = loss(logits, labels)
+        return value
 
 
 class Group(Alone):
@@ -123,12 +125,20 @@ class Group(Alone):
         logits: torch.Tensor = self._replica(images)
         return logits
 
-    def whole(self, logits: torch.Tensor, labels: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of the whole batch at every process; only the own logits pass gradients on."""
-        gathered: torch.Tensor = _Gather.apply(logits, self, batch_size)
-        return gathered, self.gather(labels, batch_size)
+    def loss(self, loss: nn.Module, logits: torch.Tensor, labels: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """The loss of the whole batch, the same at every process; its gradient is that of the own patches."""
+        value: torch.Tensor
+        if isinstance(loss, DiceCrossEntropy):
+            value = loss(logits, labels, Rest(batch_size, distributed.all_reduce))
+        else:
+            whole = self._gather(logits.detach(), batch_size)
+            whole[self.share(batch_size)] = logits
+            value = loss(whole, self._gather(labels, batch_size))
+        # the gradients of the shares add up, and DistributedDataParallel takes their mean
+        value.register_hook(lambda gradient: gradient * self.size)
+        return value
 
-    def gather(self, own: torch.Tensor, batch_size: int) -> torch.Tensor:
+    def _gather(self, own: torch.Tensor, batch_size: int) -> torch.Tensor:
         """All processes' parts of a batch, one after the other."""
         whole = own.new_empty(batch_size, *own.shape[1:])
         whole[self.share(batch_size)] = own
@@ -140,16 +150,3 @@ class Group(Alone):
 
     def _share(self, rank: int, batch_size: int) -> slice:
         return slice(rank * batch_size // self.size, (rank + 1) * batch_size // self.size)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: torch.Tensor, group: Group, batch_size: int) -> torch.Tensor:
-        ctx.share, ctx.size = group.share(batch_size), group.size
-        return group.gather(own, batch_size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """The own part's gradient; the mean over the processes of so many times it is the sum."""
-        return upstream[ctx.share] * ctx.size, None, None

@@ -193,7 +193,7 @@ class Trainer:
         images, labels = images.to(self.device), labels.to(self.device)
         with self.precision.autocast():
             logits = self._predict(images)
-        loss: torch.Tensor = self._loss(*self.team.whole(logits, labels, batch))
+        loss = self.team.loss(self._loss, logits, labels, batch)
         self.precision.step(
             loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
         )
