@@ -63,6 +63,7 @@ class Called:
         size: how many processes there are.
         device: where it computes.
         port: of the store where they meet.
+        memory: descriptor of the file with its calls; each is announced in the pipe.
         threads: processor threads that it may use.
 
     Attributes:
@@ -70,7 +71,7 @@ class Called:
         pipe: to it.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device, port: int, threads: int) -> None:
+    def __init__(self, rank: int, size: int, device: torch.device, port: int, memory: int, threads: int) -> None:
         self._name = f"training process {rank + 1} of {size}"
         self._told: tuple[float, Exception] | None = None
         self.pipe, theirs = Pipe()
@@ -83,9 +84,9 @@ class Called:
             "OMP_NUM_THREADS": threads,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fl_app.training.follower", str(device), str(theirs.fileno())],
+            [sys.executable, "-m", "fl_app.training.follower", str(device), str(theirs.fileno()), str(memory)],
             stdin=subprocess.PIPE,  # closes when this process is gone, however it went
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), memory],
             env={**os.environ, **{name: str(value) for name, value in environment.items()}},
             start_new_session=True,  # Ctrl-C in a terminal reaches the first process alone, and it ends the others
         )

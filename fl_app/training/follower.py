@@ -1,7 +1,7 @@
 """A process that takes training steps together with the site's first one: ``python -m fl_app.training.follower``.
 
-Started by `fl_app.training.leader` with torchrun's variables, a device and the number of an open pipe. It ends when the
-first process does, or closes the pipe.
+Started by `fl_app.training.leader` with torchrun's variables, a device, and the descriptors of a pipe and of the memory
+that holds its calls. It ends when the first process does, or closes the pipe.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-from io import BytesIO
 from multiprocessing.connection import Connection
 
 import torch
@@ -35,11 +34,13 @@ class Follower:
     Args:
         device: where to compute.
         pipe: to the first process.
+        memory: descriptor of the file with the calls.
     """
 
-    def __init__(self, device: torch.device, pipe: Connection) -> None:
+    def __init__(self, device: torch.device, pipe: Connection, memory: int) -> None:
         self._group = Group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
         self._pipe = pipe
+        self._memory = f"/proc/self/fd/{memory}"  # opened anew for each call, to be read from its beginning
         self._sources: tuple[Case, ...] = ()
         self._cases: list[PreparedCase] = []
         self._built: tuple[Job, str, nn.Module] | None = None
@@ -48,10 +49,10 @@ class Follower:
         """Answer one call after the other until there is none."""
         while True:
             try:
-                content = self._pipe.recv_bytes()
+                self._pipe.recv()
             except EOFError:
                 return
-            self._take_steps(torch.load(BytesIO(content), map_location="cpu", weights_only=False))
+            self._take_steps(torch.load(self._memory, map_location="cpu", weights_only=False))
 
     def _take_steps(self, call: Call) -> None:
         trainer = Trainer(call.job, self._prepared(call), self._group.device, call.stream, self._network(call))
@@ -84,12 +85,12 @@ class Follower:
         return network
 
 
-def main(device: str, pipe: int) -> None:
+def main(device: str, pipe: int, memory: int) -> None:
     """Follow, and tell the first process what went wrong."""
     end_with_parent()
     connection = Connection(pipe)
     try:
-        Follower(torch.device(device), connection).follow()
+        Follower(torch.device(device), connection, memory).follow()
     except Exception as error:
         _logger.exception("training process failed")
         connection.send((time.monotonic(), error))
@@ -97,4 +98,4 @@ def main(device: str, pipe: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
