@@ -84,6 +84,8 @@ class Group(Alone):
         store.set_timeout(timedelta(seconds=_JOIN_SECONDS))
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, "lo")  # no other machine has to do with it
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         distributed.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             store=store,
