@@ -75,7 +75,7 @@ def run(seed: int, attack: str, rule: str, training: list[list[PreparedCase]], t
     trainers = {
         site: Trainer(described, cases, torch.device("cpu"), site) for site, cases in zip(sites, training, strict=True)
     }
-    cases = {site: trainer.cases_seen for site, trainer in trainers.items()}
+    cases = {site: len(trainer.cases) for site, trainer in trainers.items()}
     guard = Guard(STEPS, cases) if rule == "mean + guard" else None
     chance = torch.Generator().manual_seed(seed)
     shared = trainers[sites[0]].shared_values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
-from fl_app.errors import ConfigError, DataError, PolicyError, TrainingError, UserError
+from fl_app.errors import ConfigError, DataError, PolicyError, ProcessError, TrainingError, UserError
 from fl_app.messages import SiteFailure
 
 
@@ -19,6 +19,8 @@ def classify(error: BaseException) -> SiteFailure:
         return SiteFailure(kind="policy")
     if isinstance(error, TrainingError):
         return SiteFailure(kind="training")
+    if isinstance(error, ProcessError):
+        return SiteFailure(kind="process")
     if isinstance(error, (ConfigError, UserError)):
         return SiteFailure(kind="configuration")
     if isinstance(error, (OSError, SafetensorError)):  # the latter from writing a prepared case to a full disk

@@ -141,7 +141,7 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
         f"{local.trainer.stream} tuned",
         local.trainer.network,
     )
-    trainer.after_step = local.trainer.after_step
+    trainer.after_step, trainer.team = local.trainer.after_step, local.trainer.team
     checks = min(settings.fine_tuning_checks, settings.fine_tuning_steps)
     for check in range(1, checks + 1):
         trainer.train(check, settings.fine_tuning_steps // checks, checks)

@@ -42,7 +42,9 @@ from fl_app.reports.tested_cases import write_tested_cases
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
-from fl_app.training.device import choose_device
+from fl_app.training.device import choose_devices
+from fl_app.training.leader import gather_team
+from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
 from fl_app.training.trainer import Trainer, ready_network
 from fl_app.training.trial import quickest_way
@@ -77,6 +79,7 @@ class SiteWork:
         self._state = state
         self._after_step = after_step
         self._prepared = False
+        self._team = Alone()
         self._beside: dict[str, Any] = {}
         self._tasks: dict[str, Callable[[Values, Facts], tuple[Values, Report]]] = {
             PREPARE: self._prepare,
@@ -109,17 +112,24 @@ class SiteWork:
             trail.write("sent", task=task, **traces(sent))
         return sent, report.model_dump() | self._beside
 
+    def close(self) -> None:
+        """End the processes that it has started."""
+        self._team.end()
+
     def _prepare(self, values: Values, facts: Facts) -> tuple[Values, SiteReady]:
         started = time.monotonic()
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
-        self._device = choose_device(self._settings.device)
+        devices = choose_devices(self._settings.device, self._settings.processes)
+        self._device = devices[0]
         self._data = load_site_data(
             self._settings.data, self._job.data, self._job.seed, self._settings.cache, self._settings.cases
         )
         forbidden = refusals(self._job, self._settings, len(self._data.training))
         if forbidden:
             raise PolicyError("; ".join(forbidden))
+        self._team.end()
+        self._team = gather_team(self._job, devices, self._settings.cache)
         self._rounds: Mapping[str, int] = facts.get("rounds", {})
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None
@@ -135,7 +145,7 @@ class SiteWork:
             validation_cases=len(self._data.validation),
             test_cases=len(self._data.test),
             warnings=len(self._data.warnings),
-            device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu",
+            device=self._describe_device(),
             precision=trainer.precision.name,
             versions=software_versions(),
             restored=restored,
@@ -146,7 +156,10 @@ class SiteWork:
     def _quickest_trainer(self) -> Trainer:
         """A trainer of the job's network that computes in the quickest way; what was tried is logged and kept here."""
         network = ready_network(self._job, self._device)
-        self._way, tried = quickest_way(self._job, network, self._device, self._settings.cache)
+        patches = -(-self._job.training.batch_size // self._team.size)  # that this process has of a batch
+        training = self._job.training.model_copy(update={"batch_size": patches})
+        own_part = self._job.model_copy(update={"training": training})
+        self._way, tried = quickest_way(own_part, network, self._device, self._settings.cache)
         if tried:
             times = {name: round(seconds, 4) for name, seconds in tried.items()}
             _logger.info(f"training steps in {self._way}: seconds of those tried {times}")
@@ -154,6 +167,10 @@ class SiteWork:
                 with replacing(self._settings.output / "training_steps.json") as temporary:
                     temporary.write_text(json.dumps({"chosen": str(self._way), "seconds": times}, indent=1) + "\n")
         return Trainer(self._job, self._data.training, self._device, self._site, network, self._way)
+
+    def _describe_device(self) -> str:
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        return name if self._team.size == 1 else f"{name}, {self._team.size} processes"
 
     def _train(self, values: Values, facts: Facts) -> tuple[Values, Report]:
         if facts["network"] == SUPERNET:
@@ -199,8 +216,8 @@ class SiteWork:
             stream, way = f"{trainer.stream} ditto", self._way if name == MAIN else None
             ditto = Trainer(self._job, self._data.training, self._device, stream, network, way)
             ditto.exchanged = ()  # all of it stays here
-            ditto.after_step = self._after_step
-        trainer.after_step = self._after_step
+            ditto.after_step, ditto.team = self._after_step, self._team
+        trainer.after_step, trainer.team = self._after_step, self._team
         state = self._state / name if self._state else None
         return LocalNetwork(self._job, trainer, self._data, rounds, state, ditto)
 

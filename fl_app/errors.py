@@ -7,6 +7,7 @@ UserError                 printed as one sentence, never as a traceback
 |-- DataError             a site's images or labels cannot be used       exit code 1
 |-- PolicyError           a site's own limits forbid a job             exit code 1
 |-- TrainingError         training cannot go on                          exit code 1
+|-- ProcessError          a process that trains along has ended            exit code 1
 |-- FederationError       a federation could not start or not finish     exit code 1
 |-- ProvisioningError     startup kits could not be made                 exit code 1
 `-- KitError              a startup kit is not to be trusted or used     exit code 1
@@ -41,6 +42,10 @@ class PolicyError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, such as when the loss is no longer a number."""
+
+
+class ProcessError(UserError):
+    """A process of a training that several processes share has ended, or did not get ready."""
 
 
 class FederationError(UserError):

@@ -213,7 +213,7 @@ class PersonalReport(Report):
 class SiteFailure(Report):
     """Why a site could not do a task, without a word about its data."""
 
-    kind: Literal["data", "training", "memory", "device", "disk", "configuration", "policy", "internal"]
+    kind: Literal["data", "training", "memory", "device", "disk", "configuration", "policy", "process", "internal"]
 
     @property
     def sentence(self) -> str:
@@ -229,6 +229,7 @@ _FAILURES = {
     "disk": "it cannot read or write a file it needs - its engineer finds which in the site's own log",
     "configuration": "the job does not fit the site's device or software - the site's own log says what",
     "policy": "the site's own limits forbid this job - its engineer finds which in the site's own log",
+    "process": "one of its training processes ended - its engineer finds in the site's own log which, and what to do",
     "internal": "an unexpected error, written to the site's own log - please report it",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class Rehearsal:
             exchange.receive(site, partial(answer, site, _copies(values), report))
         exchange.close()
 
+    def close(self) -> None:
+        """End what the sites have started."""
+        for work in self._sites.values():
+            work.close()
+
     def _do(self, site: str, task: str, payload: Payload) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         try:
             return self._sites[site].do(task, _copies(payload.values), dict(payload.facts))
@@ -80,7 +86,9 @@ def rehearse(
     Raises:
         UserError: why it could not be finished.
     """
-    channel = channel or rehearsal_channel(job, sites)
+    if channel is None:
+        with closing(rehearsal_channel(job, sites)) as own:
+            return rehearse(job, sites, out, own, clock)
     workflow = Workflow(job, out, channel, clock)
     try:
         workflow.run(list(sites))

@@ -44,6 +44,12 @@ class SiteSettings(Settings):
     data: Path = Field(description="folder with this site's images and labels; may be read-only")
     cases: tuple[str, ...] | None = Field(None, description="names of the cases to use; none: all")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    processes: Positive = Field(
+        1,
+        description="processes that take each training step together, with a share of the batch each: one for each "
+        "GPU, from the one that device names on; without a GPU they divide the threads. A job uses at most as many as "
+        "its training.batch_size",
+    )
     threads: int | None = Field(None, ge=1, description="processor threads for training; none: all")
     memory_budget_gib: Annotated[float, Field(gt=0)] | None = Field(
         None,

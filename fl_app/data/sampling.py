@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fl_app.config import AugmentationSettings
 from fl_app.data.preparation import PreparedCase
@@ -33,16 +35,27 @@ class PatchSampler:
         self.foreground_share = foreground_share
         self.augmentation = augmentation
 
-    def draw(self, batch_size: int, chance: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (batch, 1, x, y, z) float32 and labels (batch, 1, x, y, z) uint8."""
-        images = torch.empty(batch_size, 1, *self.patch)
-        labels = torch.empty(batch_size, 1, *self.patch, dtype=torch.uint8)
-        for image, label in zip(images, labels, strict=True):
-            self._fill(image, label, chance)
+    def draw(
+        self, batch_size: int, chance: np.random.Generator, share: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (batch, 1, x, y, z) float32 and labels (batch, 1, x, y, z) uint8.
+
+        Args:
+            batch_size: patches in the batch.
+            chance: goes on as far for a share as for the whole batch.
+            share: which patches of the batch to make.
+        """
+        wanted = [self._choose(chance) for _ in range(batch_size)][share]
+        images = torch.empty(len(wanted), 1, *self.patch)
+        labels = torch.empty(len(wanted), 1, *self.patch, dtype=torch.uint8)
+        # each patch is written to where it is wanted: a batch is not put together a second time
+        for patch, image, label in zip(wanted, images, labels, strict=True):
+            _copy_padded(patch.case.image[(slice(None), *patch.window)], image)
+            _copy_padded(patch.case.label[(slice(None), *patch.window)], label)
+            patch.change.apply(image, label)
         return images, labels
 
-    def _fill(self, image: torch.Tensor, label: torch.Tensor, chance: np.random.Generator) -> None:
-        """Write one patch to where it is wanted: a batch is not put together a second time."""
+    def _choose(self, chance: np.random.Generator) -> _Patch:
         case = self.cases[chance.integers(len(self.cases))]
         wanted = case.organ_centres if chance.random() < self.foreground_share else case.body_centres
         # a case without the organ, or filled by it, still gives patches
@@ -55,22 +68,46 @@ class PatchSampler:
             for middle, size, whole in zip(centre, self.patch, shape, strict=True)
         ]
         window = tuple(slice(start, start + size) for start, size in zip(corner, self.patch, strict=True))
-        _copy_padded(case.image[(slice(None), *window)], image)
-        _copy_padded(case.label[(slice(None), *window)], label)
-        self._augment(image, label, chance)
+        return _Patch(case, window, self._change(chance))
 
-    def _augment(self, image: torch.Tensor, label: torch.Tensor, chance: np.random.Generator) -> None:
-        change = self.augmentation
-        axes = [axis + 1 for axis, share in enumerate(change.flip_probability) if chance.random() < share]
-        if axes:
-            image.copy_(image.flip(axes))
-            label.copy_(label.flip(axes))
-        if change.intensity_scale or change.intensity_shift:
-            factor = 1 + chance.uniform(-change.intensity_scale, change.intensity_scale)
-            shift = chance.uniform(-change.intensity_shift, change.intensity_shift)
-            torch.add(torch.tensor(shift, dtype=image.dtype), image, alpha=factor, out=image)  # in one go
-        if change.noise:
-            image.add_(torch.from_numpy(chance.standard_normal(image.shape, np.float32)), alpha=change.noise)
+    def _change(self, chance: np.random.Generator) -> _Change:
+        wanted = self.augmentation
+        flips = tuple(axis + 1 for axis, share in enumerate(wanted.flip_probability) if chance.random() < share)
+        scale, shift = 1.0, 0.0
+        if wanted.intensity_scale or wanted.intensity_shift:
+            scale += chance.uniform(-wanted.intensity_scale, wanted.intensity_scale)
+            shift = chance.uniform(-wanted.intensity_shift, wanted.intensity_shift)
+        noise = chance.standard_normal((1, *self.patch), np.float32) if wanted.noise else None
+        return _Change(flips, scale, shift, wanted.noise, noise)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is done to a patch: mirrored along axes, image * scale + shift, noise * strength added."""
+
+    flips: tuple[int, ...]
+    scale: float
+    shift: float
+    strength: float
+    noise: NDArray[np.float32] | None
+
+    def apply(self, image: torch.Tensor, label: torch.Tensor) -> None:
+        if self.flips:
+            image.copy_(image.flip(self.flips))
+            label.copy_(label.flip(self.flips))
+        if (self.scale, self.shift) != (1.0, 0.0):
+            torch.add(torch.tensor(self.shift, dtype=image.dtype), image, alpha=self.scale, out=image)  # in one go
+        if self.noise is not None:
+            image.add_(torch.from_numpy(self.noise), alpha=self.strength)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """Where a patch is, and what is done to it."""
+
+    case: PreparedCase
+    window: tuple[slice, ...]
+    change: _Change
 
 
 def _copy_padded(source: torch.Tensor, target: torch.Tensor) -> None:

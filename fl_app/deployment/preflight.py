@@ -140,13 +140,15 @@ def _check_data(settings: SiteSettings, described: Job | None, found: Preflight)
 def _check_device(settings: SiteSettings, found: Preflight) -> None:
     import torch
 
-    from fl_app.training.device import choose_device
+    from fl_app.training.device import choose_devices
 
     memory = psutil.virtual_memory().available
     try:
-        device = choose_device(settings.device)
+        device = choose_devices(settings.device, settings.processes)[0]
     except UserError as problem:
-        found.findings.append(error("device", "site.yaml", str(problem), "change `device:`, or check the GPU's driver"))
+        found.findings.append(
+            error("device", "site.yaml", str(problem), "change `device:` or `processes:`, or check the GPU's driver")
+        )
         return
     name = "processor"
     if device.type == "cuda":
@@ -154,6 +156,8 @@ def _check_device(settings: SiteSettings, found: Preflight) -> None:
         name = f"{torch.cuda.get_device_name(device)} ({total / _GIB:.0f} GiB)"
     threads = settings.threads or len(os.sched_getaffinity(0))
     found.facts["device"] = f"{name}, {memory / _GIB:.1f} GiB free, {threads} processor threads"
+    if settings.processes > 1:
+        found.facts["device"] += f", {settings.processes} processes"
     if settings.memory_budget_gib and settings.memory_budget_gib * _GIB > memory:
         found.findings.append(
             warning(

@@ -22,6 +22,7 @@ from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_optimizer
+from fl_app.training.parallel import Pull
 from fl_app.training.precision import guard_convolutions
 from fl_app.training.randomness import start_stream
 from fl_app.training.trainer import Pairs, Steps, Trainer
@@ -150,7 +151,7 @@ class SupernetTrainer(Trainer):
         start = [(value, self._received[name].to(self.device)) for name, value in parameters.items() if self._received]
         return super()._step(progress, chance, strength, start)
 
-    def _pull(self, pull: tuple[float, Mapping[str, torch.Tensor]] | None) -> tuple[float, Pairs]:
+    def _pull(self, pull: Pull | None) -> tuple[float, Pairs]:
         """FedProx pulls each path towards the supernet as received; kept whole, on the CPU."""
         wanted = self.job.federation.algorithm == "fedprox"
         self._received = self.all_values() if wanted else {}

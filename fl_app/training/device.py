@@ -28,6 +28,24 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def choose_devices(wanted: str, processes: int) -> list[torch.device]:
+    """Where each of some processes computes: one GPU after the other from the named one on, or the CPU.
+
+    Raises:
+        ConfigError: it is no such name, or there are fewer GPUs.
+    """
+    first = choose_device(wanted)
+    if processes == 1 or first.type == "cpu":
+        return [first] * processes
+    start, found = first.index or 0, torch.cuda.device_count()
+    if start + processes > found:
+        raise ConfigError(
+            f"processes: {processes} - each process needs a GPU of its own, and from device {wanted!r} on this machine "
+            f"has {found - start}: set processes: {found - start}"
+        )
+    return [torch.device("cuda", start + number) for number in range(processes)]
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that a process could still take on a device."""
     if device.type == "cuda":

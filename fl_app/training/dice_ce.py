@@ -6,7 +6,8 @@ each class and voxel of the patch, a fifth of what training a small U-Net takes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,19 @@ from torch.autograd.function import once_differentiable
 
 _SMOOTH = 1e-5  # MONAI's smooth_nr and smooth_dr
 _CHUNK_VALUES = 2**20  # computed at a time: 4 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The patches of a batch that other processes have.
+
+    Attributes:
+        batch_size: patches in the whole batch.
+        total: sums a tensor over the processes, in place.
+    """
+
+    batch_size: int
+    total: Callable[[torch.Tensor], object]
 
 
 class DiceCrossEntropy(nn.Module):
@@ -28,24 +42,26 @@ class DiceCrossEntropy(nn.Module):
     (Milletari et al., 3DV 2016, eq. 4 without squares; Isensee et al., Nature Methods 2021.)
     """
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, rest: Rest | None = None) -> torch.Tensor:
         """The loss, fp32 (or fp64, if the logits are).
 
         Args:
             logits: (batch, 1 + organs, x, y, z), in any precision.
             labels: (batch, 1, x, y, z), class numbers of any type.
+            rest: of the batch, if other processes have it: the loss is that of all patches, the gradient of these.
         """
-        loss: torch.Tensor = _DiceCrossEntropy.apply(logits, labels)
+        loss: torch.Tensor = _DiceCrossEntropy.apply(logits, labels, rest)
         return loss
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, rest: Rest | None) -> torch.Tensor:
         classes = logits.shape[1]
         exact = torch.promote_types(logits.dtype, torch.float32)
-        sums = torch.zeros(3, classes, dtype=exact, device=logits.device)  # p t, p, t
-        entropy = torch.zeros((), dtype=exact, device=logits.device)
+        counts = torch.zeros(3 * classes + 1, dtype=exact, device=logits.device)
+        sums, entropy = counts[1:].view(3, classes), counts[0]  # p t, p, t
+        ctx.voxels = labels.numel()
         for part in _chunks(logits):
             log_p, target = logits[:, :, part].to(exact).log_softmax(1), labels[:, 0, part]
             masks = [(target == each).to(exact) for each in range(classes)]
@@ -56,21 +72,24 @@ class _DiceCrossEntropy(torch.autograd.Function):
                 sums[0, each] += torch.dot(p[:, each].flatten(), masks[each].flatten())
                 sums[1, each] += p[:, each].sum()
                 sums[2, each] += masks[each].sum()
+        if rest:
+            ctx.voxels = ctx.voxels // len(labels) * rest.batch_size
+            rest.total(counts)
         ctx.save_for_backward(logits, labels, sums)
         intersection, total = sums[0, 1:], sums[1, 1:] + sums[2, 1:]
         dice = 1 - (2 * intersection + _SMOOTH) / (total + _SMOOTH)
-        return dice.mean() + entropy / labels.numel()
+        return dice.mean() + entropy / ctx.voxels
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """With g_c = dL/dp_c of the Dice part: dL/dz_k = p_k (g_k - sum_c g_c p_c) + (p_k - t_k) / N."""
         logits, labels, sums = ctx.saved_tensors
         classes = logits.shape[1]
         total = sums[1] + sums[2] + _SMOOTH
         outside = (2 * sums[0] + _SMOOTH) / total**2 / (classes - 1)
         inside = outside - 2 / total / (classes - 1)
-        share = 1 / labels.numel()
+        share = 1 / ctx.voxels
         gradient = torch.empty_like(logits)
         for part in _chunks(logits):
             p, target = logits[:, :, part].to(sums.dtype).softmax(1), labels[:, 0, part]
@@ -83,7 +102,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
             for each, slope in enumerate(slopes, start=1):
                 rise = p[:, each].mul_(slope.sub_(mean)).sub_(masks[each], alpha=share)
                 gradient[:, each, part] = rise.mul_(upstream)
-        return gradient, None
+        return gradient, None, None
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[slice]:

@@ -23,6 +23,7 @@ from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
+from fl_app.training.parallel import Alone, Pull
 from fl_app.training.precision import MixedPrecision, guard_convolutions
 from fl_app.training.randomness import make_deterministic, start_stream
 from fl_app.training.trial import Way, usual_way
@@ -74,6 +75,8 @@ class Trainer:
 
     Attributes:
         after_step: called after each optimiser step; what it raises ends the training.
+        cases: the training cases.
+        team: the processes that take the steps.
     """
 
     def __init__(
@@ -95,11 +98,12 @@ class Trainer:
         if way:
             self.network = way.laid_out(self.network)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
-        self.cases_seen = len(cases)
+        self.cases = list(cases)
         self._sampler = PatchSampler(
             cases, job.data.patch_voxels, job.training.foreground_share, job.training.augmentation
         )
         self.after_step: Callable[[], None] = lambda: None
+        self.team = Alone()
         self._loss = build_loss(job.training.loss)
         self._optimizer = build_optimizer(job.training, self.network)
 
@@ -135,9 +139,7 @@ class Trainer:
         """Put values into the network; what is not named stays."""
         self.network.load_state_dict(dict(values), strict=False)
 
-    def train(
-        self, round_number: int, steps: int, rounds: int, pull: tuple[float, Mapping[str, torch.Tensor]] | None = None
-    ) -> Steps:
+    def train(self, round_number: int, steps: int, rounds: int, pull: Pull | None = None) -> Steps:
         """Take optimiser steps from where the network stands.
 
         Args:
@@ -150,17 +152,20 @@ class Trainer:
         Raises:
             DataError: there are no training cases.
             TrainingError: the loss is no longer a number.
+            ProcessError: a process of the team has ended.
         """
         started = time.monotonic()
-        if steps and not self._sampler.cases:
+        if steps and not self.cases:
             raise DataError("there are no training cases")
         chance = start_stream(self.job.seed, self.stream, round_number)
         strength, reference = self._pull(pull)
         total = torch.zeros((), device=self.device)
         self.network.train()
-        for step in range(steps):
-            total += self._step(((round_number - 1) * steps + step) / (rounds * steps), chance, strength, reference)
-            self.after_step()
+        with self.team.together(self, round_number, steps, rounds, pull):
+            for step in range(steps):
+                progress = ((round_number - 1) * steps + step) / (rounds * steps)
+                total += self._step(progress, chance, strength, reference)
+                self.after_step()
         mean = float(total) / steps if steps else math.nan
         if steps and not math.isfinite(mean):
             raise TrainingError(
@@ -175,8 +180,7 @@ class Trainer:
         return scorer(self.network, cases, self.job, self.precision)
 
     def _predict(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(images)
-        return logits
+        return self.team.forward(self.network, images)
 
     def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:
         """One optimiser step when ``progress`` (0 to 1) of the training is done; the loss."""
@@ -184,17 +188,18 @@ class Trainer:
         rate = learning_rate(settings, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        images, labels = self._sampler.draw(settings.batch_size, chance)
+        batch = settings.batch_size
+        images, labels = self._sampler.draw(batch, chance, self.team.share(batch))
         images, labels = images.to(self.device), labels.to(self.device)
         with self.precision.autocast():
             logits = self._predict(images)
-        loss: torch.Tensor = self._loss(logits, labels)
+        loss = self.team.loss(self._loss, logits, labels, batch)
         self.precision.step(
             loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
         )
         return loss.detach()
 
-    def _pull(self, pull: tuple[float, Mapping[str, torch.Tensor]] | None) -> tuple[float, Pairs]:
+    def _pull(self, pull: Pull | None) -> tuple[float, Pairs]:
         """Strength, and each parameter with the value that it is pulled to."""
         if pull:
             strength, values = pull
