@@ -18,6 +18,7 @@ from fl_app.data.cases import find_cases
 from fl_app.data.preparation import prepare_cases
 from fl_app.data.sampling import PatchSampler
 from fl_app.errors import ConfigError, DataError, ProcessError, TrainingError
+from fl_app.networks.widths import Width
 from fl_app.rehearsal import rehearse
 from fl_app.site import SiteSettings, read_site
 from fl_app.training.device import choose_devices
@@ -60,7 +61,7 @@ def two(folder, cases):
     leader.end()
 
 
-def job(network=None, federation=None, patch=16, **training):
+def job(network=None, federation=None, patch=16, search="none", **training):
     usual = {"batch_size": 3, "precision": "fp32", "deterministic": True, "learning_rate": 0.01, "gradient_clip": 0.5}
     return Job.model_validate(
         {
@@ -68,6 +69,7 @@ def job(network=None, federation=None, patch=16, **training):
             "network": network or {"channels": (4, 8), "residual_units": 1},
             "training": usual | training,
             "federation": federation or {},
+            "search": {"strategy": search},
         }
     )
 
@@ -136,7 +138,8 @@ SEARCHED = random_architecture(Job().search.space, 1).to_json()
 @pytest.mark.parametrize(
     ("wanted", "architecture"),
     [
-        pytest.param(job(patch=32), SEARCHED, id="a network that was searched"),
+        pytest.param(job(patch=32, search="sampling"), SEARCHED, id="a network of cells"),
+        pytest.param(job(search="width"), Width(4).to_json(), id="half of the network's width"),
         pytest.param(job(network={"name": "unetr", "size": "small"}), "", id="UNETR, which has parameters without use"),
     ],
 )

@@ -78,6 +78,7 @@ def build_width(job: Job, width: Width) -> nn.Module:
             in_parts = _InParts(width.eighths, parts)
             layer.register_state_dict_post_hook(partial(in_parts.take_apart))  # torch marks it, which methods refuse
             layer.register_load_state_dict_pre_hook(in_parts.put_together)
+    network.architecture = width  # type: ignore[assignment]  # as networks of cells have theirs
     if width.eighths < WIDTHS[-1]:
         network.load_state_dict(build_width(job, Width(WIDTHS[-1])).state_dict(), strict=False)
     return network

@@ -22,7 +22,7 @@ import torch.distributed as distributed
 
 from fl_app.config import Job
 from fl_app.errors import ConfigError
-from fl_app.networks.space.architecture import Architecture
+from fl_app.networks.found import Found
 from fl_app.training.calling import Call, Called
 from fl_app.training.parallel import Alone, Group, Pull
 
@@ -149,7 +149,7 @@ class Leader(Group):
             cases=tuple(case.source for case in trainer.cases),
             cache=self._cache,
             stream=trainer.stream,
-            architecture=architecture.to_json() if isinstance(architecture, Architecture) else "",
+            architecture=architecture.to_json() if isinstance(architecture, Found) else "",
             values=network.state_dict(),
             optimizer=trainer.optimizer_state(),
             precision=trainer.precision,
