@@ -41,12 +41,14 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
     trained, info = load_model(models / SEARCHED / "supernet.safetensors")
     work, fits, chosen = (_of_cells if info.job.search.of_cells else _of_widths)(trained, info, site, settings)
     values = {f"{SEARCHED}/{name}": trained[name] for name in value_names(info.job, read_found(chosen, info.job))}
-    networks = {SEARCHED: {"network": SEARCHED, "architecture": chosen, "own": [], "round": info.round}}
+    consensus = info.architectures[0]
+    about = {"network": SEARCHED, "architecture": chosen, "own": [], "consensus": consensus, "round": info.round}
+    networks = {SEARCHED: about}
     if fits and (models / "best.safetensors").exists():
         main, main_info = load_model(models / "best.safetensors")
         values |= {f"{MAIN}/{name}": value for name, value in main.items()}
-        networks[MAIN] = {"network": MAIN, "architecture": "", "own": [], "round": main_info.round}
-    _, report = work.do(PERSONALISE, values, {"networks": networks, "consensus": info.architectures[0]})
+        networks[MAIN] = {"network": MAIN, "architecture": "", "own": [], "consensus": "", "round": main_info.round}
+    _, report = work.do(PERSONALISE, values, {"networks": networks, "consensus": consensus})
     return PersonalReport.model_validate(report)
 
 

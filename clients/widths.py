@@ -16,6 +16,7 @@ from fl_app.networks.widths import WIDTHS, Width, build_width
 from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
+from fl_app.training.nested import NestedTrainer
 from fl_app.training.trainer import Trainer, ready_network
 
 _logger = logging.getLogger(__name__)
@@ -70,9 +71,15 @@ class SiteWidths:
         widest = WidestNetwork(eighths=eighths, parameters=parameters, measured_bytes=taken)
         return SearchReady(budget_bytes=self._budget, main_bytes=wanted, widest=widest)
 
-    def trainer(self, architecture: str, own: Sequence[str]) -> Trainer:
-        """A trainer of the site's own network; what no other site holds stays here."""
-        network = ready_network(self._job, self._device, architecture)
-        trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
+    def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
+        """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
+        trainer = self._plain(architecture, "searched")
         trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
-        return trainer
+        share = self._job.search.consensus_share
+        if consensus == architecture or not share:
+            return trainer
+        return NestedTrainer(trainer, self._plain(consensus, "consensus"), share)
+
+    def _plain(self, architecture: str, purpose: str) -> Trainer:
+        network = ready_network(self._job, self._device, architecture)
+        return Trainer(self._job, self._data.training, self._device, f"{self._site} {purpose}", network)

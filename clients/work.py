@@ -204,7 +204,7 @@ class SiteWork:
         """The network that a task is about; one that was searched is built when it is first named."""
         name = str(facts["network"])
         if name == SEARCHED and name not in self._networks:
-            trainer = self._finder().trainer(str(facts["architecture"]), facts["own"])
+            trainer = self._finder().trainer(str(facts["architecture"]), facts["own"], str(facts["consensus"]))
             self._networks[name] = self._local(name, trainer, self._job.search.rounds, str(facts["architecture"]))
             self._networks[name].restore(self._rounds.get(name, 0))
         return self._networks[name]

@@ -197,7 +197,12 @@ class Training:
     def about(self, site: str) -> dict[str, Any]:
         """Which network this is, as a site must know it to build it."""
         own, architecture = self.plan.own.get(site, ()), self.plan.architectures.get(site, "")
-        return {"network": self.plan.network, "own": list(own), "architecture": architecture}
+        return {
+            "network": self.plan.network,
+            "own": list(own),
+            "architecture": architecture,
+            "consensus": self._architectures[0] if architecture else "",
+        }
 
     def _expected(self, site: str, report: TrainReport) -> Names:
         """The names of the values that an update must hold."""

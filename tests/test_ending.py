@@ -30,7 +30,9 @@ def _rounds_have_begun(tmp_path):
     return path.exists() and len(read_result(path).rounds) >= 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_signal_in_mid_training_leaves_the_result_so_far(arguments, tmp_path, number, code):
     process = start_fedspleen(*arguments, cwd=tmp_path)
     _wait_for(lambda: _rounds_have_begun(tmp_path), 90, "the second round")

@@ -9,6 +9,7 @@ from fl_app.config_file import load_job
 from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, verify_ledger
 from fl_app.model_file import load_model
+from fl_app.networks import build_network
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.result import read_result
 from fl_app.site import SiteSettings
@@ -221,3 +222,16 @@ def test_both_sides_trails_tell_the_same_of_what_travelled(data, job, tmp_path):
         assert {each["event"] for each in taken} == {"accepted"}
     text = "".join(path.read_text() for path in trails.values())
     assert "secretpatient" not in text and str(data) not in text
+
+
+def test_local_normalisation_stays_at_the_sites(data, job, tmp_path):
+    """FedBN with FedProx: the normalisation layers' weights and statistics never leave a site."""
+    federation = job.federation.model_copy(update={"algorithm": "fedprox"})
+    result = rehearse(job.model_copy(update={"federation": federation}), settings(data, tmp_path), tmp_path / "out")
+    weights, info = models(tmp_path / "out")["last"]
+    start = build_network(info.job).state_dict()
+    stayed = {name for name in weights if torch.equal(weights[name], start[name])}
+    assert any("running_mean" in name for name in stayed) and any(".N." in name for name in stayed)
+    moved = [weights[name] for name in weights if name not in stayed]
+    assert result.exchanged_bytes == sum(4 * value.numel() for value in moved)
+    assert result.final.mean_dice is not None

@@ -1,12 +1,16 @@
 """One network in several widths: what they share, and a federation of sites of unequal memory, without FLARE."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
 
 from clients.joining import join
+from fl_app.config import Job
 from fl_app.config_file import parse_job
+from fl_app.data.cases import find_cases
+from fl_app.data.preparation import prepare_cases
 from fl_app.errors import BudgetError, ConfigError
 from fl_app.model_file import load_model
 from fl_app.networks import build_network, exchanged_names
@@ -14,9 +18,11 @@ from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.search.memory import training_memory
+from fl_app.training.nested import NestedTrainer
 from fl_app.training.trainer import Trainer, ready_network
 from tests.federation import write_sites
 from tests.test_search_federation import Wire, search_job, settings
+from tests.volumes import SPACING_MM, write_decathlon
 
 CPU = torch.device("cpu")
 
@@ -103,6 +109,53 @@ def test_dittos_pull_finds_the_parts(job):
     assert strength == 0.5 and len(pairs) == len(list(trainer.network.parameters()))
     for own, value in pairs:
         torch.testing.assert_close(value, own.detach() + 1)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return prepare_cases(find_cases(write_decathlon(folder / "data")).cases, small().data, folder / "cache")
+
+
+def small():
+    return Job.model_validate(
+        {
+            "data": {"spacing_mm": SPACING_MM, "patch_voxels": (16, 16, 16)},
+            "network": {"channels": (4, 8), "residual_units": 1},
+            "training": {"batch_size": 1, "precision": "fp32"},
+            "search": {"strategy": "width"},
+        }
+    )
+
+
+def taking_turns(cases, share):
+    whole, part = (Trainer(small(), cases, CPU, "site", build_width(small(), Width(each))) for each in (8, 2))
+    return NestedTrainer(whole, part, share), part.all_values().keys()
+
+
+def test_the_part_and_the_whole_take_turns(cases):
+    trainer, names = taking_turns(cases, 1.0)
+    before = trainer.all_values()
+    done = trainer.train(1, 3, 2)
+    after = trainer.all_values()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and changed <= names and done.steps == 3 and done.loss > 0, "all steps were the part's"
+    trainer, names = taking_turns(cases, 0.5)
+    trainer.train(1, 2, 2)
+    changed = {name for name, value in trainer.all_values().items() if not torch.equal(before[name], value)}
+    assert changed - names, "the whole has trained, too"
+
+
+def test_taking_turns_goes_on_where_it_was(cases):
+    trainer, _ = taking_turns(cases, 0.5)
+    trainer.train(1, 2, 2)
+    values, state = trainer.all_values(), copy.deepcopy(trainer.optimizer_state())
+    trainer.train(2, 2, 2)
+    again, _ = taking_turns(cases, 0.5)
+    again.load(values)
+    again.restore_optimizer(state)
+    again.train(2, 2, 2)
+    assert again.holds(trainer.all_values())
 
 
 @pytest.mark.parametrize(

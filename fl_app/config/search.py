@@ -50,6 +50,11 @@ class SearchSettings(Settings):
         "that site's own update, for all to see",
     )
     least_share: Fraction = Field(0.3, description="smallest sampled network, as a share of the site's budget")
+    consensus_share: Fraction = Field(
+        1 / 3,
+        description="part of a round's steps that a site trains what its network has in common with all others' alone, "
+        "so that it serves them too",
+    )
     own_share: Fraction = Field(
         0.75, description="what a site's own network takes of its budget at least, where some network does"
     )
