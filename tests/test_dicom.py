@@ -1,6 +1,7 @@
 """DICOM at the door: the right HU in the right place, and refusals with a reason."""
 
 import shutil
+import subprocess
 
 import nibabel
 import numpy as np
@@ -161,6 +162,25 @@ def test_a_segmentation_comes_back_with_its_frames_and_geometry(tmp_path):
         segment = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         source = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         assert np.array_equal(content.T > 0, labels[:, :, by_slice[source]] == segment)
+
+
+@pytest.mark.skipif(not shutil.which("segimage2itkimage"), reason="needs 3D Slicer's converter: pip install dcmqi")
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0)])
+def test_3d_slicers_converter_reads_a_segmentation(tmp_path, orientation):
+    folder = write_series(tmp_path / "ct", orientation=orientation)
+    _, labels = make_anatomy()
+    path, out = write_seg(tmp_path / "seg.dcm", folder, labels, ("spleen", "liver")), tmp_path / "out"
+    out.mkdir()
+    command = ["segimage2itkimage", "--inputDICOM", path, "--outputDirectory", out, "--outputType", "nii"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    series = open_series(folder)
+    for number in (1, 2):
+        image = nibabel.load(out / f"{number}.nii.gz")
+        places = np.argwhere(np.asarray(image.dataobj))
+        there = nibabel.affines.apply_affine(np.linalg.inv(series.affine) @ image.affine, places)
+        assert np.abs(there - np.rint(there)).max() < 1e-3
+        assert (labels[tuple(np.rint(there).astype(int).T)] == number).all() and len(there) == (labels == number).sum()
 
 
 def test_predict_takes_a_series_and_writes_a_segmentation(tmp_path, capsys):

@@ -66,6 +66,7 @@ def write_segmentation(
         software_versions=version,
         device_serial_number="none",
         content_label="SEGMENTATION",
+        content_creator_name="fedspleen^automatic",
         series_description="fedspleen: automatic segmentation, not for diagnosis",
     )
     with replacing(path) as temporary:
