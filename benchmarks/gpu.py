@@ -24,7 +24,7 @@ from fl_app.config import Job
 from fl_app.networks import build_network
 from fl_app.training.cost import RandomSteps, forward_flops
 from fl_app.training.evaluation import predict
-from fl_app.training.precision import MixedPrecision, Name, guard_convolutions
+from fl_app.training.precision import MixedPrecision, Name, adapt_layers
 from fl_app.training.trial import Way, timed
 
 SECONDS = 420  # no row is begun after this long
@@ -88,7 +88,7 @@ def synchronise(device: torch.device) -> None:
 def training_row(name: str, patch: int, batch: int, variant: Variant, device: torch.device) -> dict[str, float]:
     """Seconds of a step, operations a second, and the memory that torch took at most."""
     job = job_of(name, patch)
-    network = variant.way.laid_out(guard_convolutions(build_network(job)).to(device))
+    network = variant.way.laid_out(adapt_layers(build_network(job)).to(device))
     flops = 3 * forward_flops(network, job.data.patch_voxels, batch)
     if variant.compiled:
         network.compile()
@@ -106,7 +106,7 @@ def training_row(name: str, patch: int, batch: int, variant: Variant, device: to
 def inference_row(patch: int, variant: Variant, device: torch.device) -> dict[str, float]:
     """Seconds for one prepared CT by sliding windows, as a validation takes them."""
     job = job_of("unet", patch)
-    network = variant.way.laid_out(guard_convolutions(build_network(job)).to(device))
+    network = variant.way.laid_out(adapt_layers(build_network(job)).to(device))
     image = torch.rand(1, *(3 * patch, 3 * patch, 2 * patch))
     precision = MixedPrecision(variant.way.precision, device)
     use_tf32(variant.tf32)

@@ -18,7 +18,7 @@ from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork, supernet_size
 from fl_app.search.memory import memory_model, training_memory
 from fl_app.training.objectives import build_loss, build_optimizer
-from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
+from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
 
 REPEATS = 5
 
@@ -49,7 +49,7 @@ def main() -> None:
     images, labels = torch.rand(1, 1, 64, 64, 64), torch.randint(0, 2, (1, 1, 64, 64, 64), dtype=torch.uint8)
     taken: dict[str, list[float]] = {name: [] for name in networks}
     for network in networks.values():
-        step_seconds(guard_convolutions(network), precision, images, labels)
+        step_seconds(adapt_layers(network), precision, images, labels)
     for _ in range(REPEATS):
         for name, network in networks.items():
             taken[name].append(step_seconds(network, precision, images, labels))

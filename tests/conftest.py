@@ -46,6 +46,22 @@ def tally(pytestconfig):
     return pytestconfig.stash[_TALLY]
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands over what its tests have done."""
+    if hasattr(session.config, "workeroutput"):
+        done = session.config.stash[_TALLY]
+        session.config.workeroutput["faults"] = {**vars(done), "injected": dict(done.injected)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """A worker has ended; it has handed over nothing if it was killed, which pytest-xdist reports."""
+    done = getattr(node, "workeroutput", {}).get("faults")
+    if done:
+        wait = done.pop("longest_wait")
+        node.config.stash[_TALLY].add(wait=wait, **done)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     done = config.stash[_TALLY]
     if not done.injected:

@@ -16,7 +16,7 @@ from fl_app.config_file import parse_job
 from fl_app.errors import ConfigError
 from fl_app.networks import PooledStatistics, build_network, exchanged_names, propose_plan
 from fl_app.training.cost import forward_flops, training_memory
-from fl_app.training.precision import guard_convolutions
+from fl_app.training.precision import adapt_layers
 
 torch.set_num_threads(1)
 
@@ -140,7 +140,7 @@ def distance(found, wanted):
 @needs_bf16
 @pytest.mark.parametrize("name", NAMES)
 def test_guarded_bf16_gradients_do_not_depend_on_what_was_in_memory(name):
-    network = guard_convolutions(build_network(job_of(name))).train()
+    network = adapt_layers(build_network(job_of(name))).train()
     torch.manual_seed(0)
     image = torch.rand(1, 1, *SMALLEST[name])
     found = []
@@ -156,7 +156,7 @@ def test_guarded_bf16_gradients_do_not_depend_on_what_was_in_memory(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("vnet", "ahnet")])
 def test_guarded_bf16_gradients_are_those_of_fp32(name):
     # batch normalisation over a handful of values turns a rounding into a sign: V-Net and AH-Net need large patches
-    network = guard_convolutions(build_network(job_of(name, normalisation="group"))).train()
+    network = adapt_layers(build_network(job_of(name, normalisation="group"))).train()
     torch.manual_seed(0)
     image = torch.rand(1, 1, *SMALLEST[name])
     assert distance(gradients(network, image, True), gradients(network, image, False)) < 0.25

@@ -15,7 +15,7 @@ from fl_app.networks.space.architecture import Architecture, check, read_archite
 from fl_app.networks.space.drawing import draw
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.networks.space.topology import Edge, edges_of, fixed_edges
-from fl_app.training.precision import GuardedConv3d, guard_convolutions
+from fl_app.training.precision import GuardedConv3d, adapt_layers
 from tests.architectures import random_architecture, space
 
 torch.set_num_threads(1)
@@ -204,7 +204,7 @@ def test_the_mixture_is_the_architecture_where_its_weights_are_zero_and_one():
 @pytest.mark.parametrize("topology", ["free", "unet"])
 def test_the_smallest_patch_fits_and_convolutions_can_be_guarded(topology):
     chosen = space(topology=topology, blocks=4)
-    supernet = guard_convolutions(Supernet(chosen, 1))
+    supernet = adapt_layers(Supernet(chosen, 1))
     assert {type(each) for each in supernet.modules() if isinstance(each, torch.nn.Conv3d)} == {GuardedConv3d}
     multiple = chosen.patch_multiple
     image = torch.randn(1, 1, multiple, multiple, 2 * multiple)

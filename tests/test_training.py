@@ -22,7 +22,7 @@ from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
 from fl_app.training.metrics import CaseScore, Summary, dice, surface_dice
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
-from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
+from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
 from fl_app.training.randomness import start_stream, stream_seed
 from fl_app.training.reporting import test_report as report_of_test
 from fl_app.training.reporting import validation_report, write_case_scores
@@ -109,7 +109,7 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
     image = torch.randn(2, 16, side, *other_sides)
     weights = torch.randn(2, 16, side, *other_sides)
     wanted = gradients(network, image, False, lambda output: (output * weights).sum())
-    guard_convolutions(network)
+    adapt_layers(network)
     for _ in range(2):
         found = gradients(network, image, True, lambda output: (output * weights).sum())
         assert all(bool(torch.isfinite(value).all()) for value in found.values())
@@ -120,7 +120,7 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
 @pytest.mark.parametrize("normalisation", ["instance", "batch", "group"])
 def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normalisation):
     settings = NetworkSettings(channels=(4, 8, 16, 16, 16), residual_units=1, normalisation=normalisation)
-    network = guard_convolutions(build_network(Job(network=settings))).to(memory_format=torch.channels_last_3d)
+    network = adapt_layers(build_network(Job(network=settings))).to(memory_format=torch.channels_last_3d)
     label = torch.zeros(2, 1, 32, 32, 32)
     label[:, :, 8:20, 10:22, 6:18] = 1
     image = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
@@ -139,7 +139,7 @@ def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normal
 def test_guarding_changes_neither_names_nor_weights_nor_results(name):
     settings = NetworkSettings(name=name, channels=(8, 16))
     plain, guarded = (build_network(Job(network=settings, seed=4)).eval() for _ in range(2))
-    guard_convolutions(guarded)
+    adapt_layers(guarded)
     assert list(plain.state_dict()) == list(guarded.state_dict())
     assert same(plain.state_dict(), guarded.state_dict())
     image = torch.rand(1, 1, 16, 16, 16)
@@ -148,8 +148,33 @@ def test_guarding_changes_neither_names_nor_weights_nor_results(name):
 
 def test_a_guarded_network_takes_the_weights_of_an_unguarded_one():
     plain, guarded = (build_network(Job(seed=seed)) for seed in (1, 2))
-    guard_convolutions(guarded).load_state_dict(plain.state_dict())
+    adapt_layers(guarded).load_state_dict(plain.state_dict())
     assert same(plain.state_dict(), guarded.state_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
+@pytest.mark.parametrize("slope", [0.25, -0.5, 0.0])
+def test_the_quick_activation_and_its_gradients_are_torchs(kind, slope):
+    plain, quick = (nn.PReLU(init=slope).train() for _ in range(2))
+    adapt_layers(quick)
+    values = torch.randn(2, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1)).to(kind)
+    found = []
+    for layer in (plain, quick):
+        features = values.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == torch.bfloat16):
+            result = layer(features)
+        result.backward(torch.ones_like(result) * 0.5)
+        found.append((result.detach(), features.grad, layer.weight.grad))
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if kind == torch.float32 else {"rtol": 0.02, "atol": 1e-3}
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+def test_an_activation_with_a_slope_for_each_channel_stays_torchs():
+    plain, adapted = (nn.PReLU(3).train() for _ in range(2))
+    image = torch.randn(1, 3, 4, 4, 4)
+    assert torch.equal(adapt_layers(adapted)(image), plain(image))
 
 
 # randomness

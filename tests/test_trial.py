@@ -12,7 +12,7 @@ from fl_app.messages import PREPARE
 from fl_app.networks import build_network
 from fl_app.site import SiteSettings
 from fl_app.training.objectives import build_loss
-from fl_app.training.precision import MixedPrecision, choose_precision, guard_convolutions
+from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
 from fl_app.training.trainer import Trainer, ready_network
 from fl_app.training.trial import Way, quickest_way, usual_way
 from tests.test_training import gradients, needs_bf16, relative_error
@@ -97,7 +97,7 @@ def test_every_way_gives_fp32s_gradients_on_poisoned_memory(name, precision, lay
     label[:, :, 8:20, 10:22, 6:18] = 1
     image = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
     loss = build_loss("dice_ce")
-    network = guard_convolutions(build_network(wanted))
+    network = adapt_layers(build_network(wanted))
     expected = gradients(network, image, False, lambda output: loss(output, label))
     way = Way(precision, layout)
     found = gradients(way.laid_out(network), image, precision == "bf16", lambda output: loss(output, label))

@@ -23,7 +23,7 @@ from fl_app.networks.space.supernet import DiscreteNetwork, Supernet
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_optimizer
 from fl_app.training.parallel import Pull
-from fl_app.training.precision import guard_convolutions
+from fl_app.training.precision import adapt_layers
 from fl_app.training.randomness import start_stream
 from fl_app.training.trainer import Pairs, Steps, Trainer
 
@@ -175,7 +175,7 @@ class SupernetTrainer(Trainer):
     def _network(self, architecture: Architecture, device: torch.device) -> nn.Module:
         if architecture not in self._built:
             with torch.device("meta"):
-                self._built[architecture] = guard_convolutions(DiscreteNetwork(self.space, architecture, self.organs))
+                self._built[architecture] = adapt_layers(DiscreteNetwork(self.space, architecture, self.organs))
         network = self._built[architecture]
         # on the CPU the network's parameters are the supernet's own memory
         network.load_state_dict({name: self.values[name].to(device) for name in network.state_dict()}, assign=True)

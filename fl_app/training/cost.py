@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_app.config import TrainingSettings
 from fl_app.training.device import peak_memory
 from fl_app.training.objectives import build_loss, build_optimizer
-from fl_app.training.precision import MixedPrecision, Name, guard_convolutions
+from fl_app.training.precision import MixedPrecision, Name, adapt_layers
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class RandomSteps:
         settings: TrainingSettings | None,
     ) -> None:
         settings = settings or TrainingSettings()
-        self.network = guard_convolutions(network).to(device).train()
+        self.network = adapt_layers(network).to(device).train()
         self.optimizer = build_optimizer(settings, self.network)
         self.images = torch.rand(batch_size, 1, *patch, device=device)
         self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)

@@ -24,7 +24,7 @@ from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
 from fl_app.training.parallel import Alone, Pull
-from fl_app.training.precision import MixedPrecision, guard_convolutions
+from fl_app.training.precision import MixedPrecision, adapt_layers
 from fl_app.training.randomness import make_deterministic, start_stream
 from fl_app.training.trial import Way, usual_way
 
@@ -56,9 +56,9 @@ def ready_network(job: Job, device: torch.device, architecture: str = "", traini
         training: whether it is going to be trained; without that, the ordinary layout is the faster one on a CPU.
     """
     if architecture and job.search.of_cells:
-        return guard_convolutions(build_found(job, read_found(architecture, job))).to(device)
+        return adapt_layers(build_found(job, read_found(architecture, job))).to(device)
     network = build_found(job, read_found(architecture, job)) if architecture else build_network(job)
-    network = guard_convolutions(network).to(device)
+    network = adapt_layers(network).to(device)
     return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
 
 
@@ -94,7 +94,7 @@ class Trainer:
         self.device = device
         self.stream = stream
         self.precision = MixedPrecision((way or usual_way(job, device)).precision, device)
-        self.network = ready_network(job, device) if network is None else guard_convolutions(network).to(device)
+        self.network = ready_network(job, device) if network is None else adapt_layers(network).to(device)
         if way:
             self.network = way.laid_out(self.network)
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
