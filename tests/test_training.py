@@ -171,6 +171,14 @@ def test_the_quick_activation_and_its_gradients_are_torchs(kind, slope):
         torch.testing.assert_close(one, other, **tolerance)
 
 
+def test_the_quick_activation_predicts_and_is_traced_as_torchs():
+    plain, quick = (nn.PReLU(init=0.3).eval() for _ in range(2))
+    image = torch.randn(1, 3, 4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(adapt_layers(quick)(image), plain(image))
+        assert "aten::prelu" in str(torch.jit.trace(quick, image).inlined_graph)
+
+
 def test_an_activation_with_a_slope_for_each_channel_stays_torchs():
     plain, adapted = (nn.PReLU(3).train() for _ in range(2))
     image = torch.randn(1, 3, 4, 4, 4)
