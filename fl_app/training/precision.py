@@ -92,6 +92,9 @@ class _LearnedSlope(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (features,), (gradient,) = context.saved_tensors, gradients
+        if gradient.stride() != features.stride():
+            # of two layouts torch's operators read one value at a time
+            gradient = torch.empty_like(features).copy_(gradient)
         down = torch.ops.aten.leaky_relu_backward(gradient, features, context.slope, False)
         steeper = (gradient * features.clamp(max=0)).sum(dtype=torch.float32)
         return down, steeper.reshape(1).to(context.type)
