@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from fl_app.training.parallel import Pull
 from fl_app.training.trainer import Steps, Trainer
 
 
@@ -28,9 +26,7 @@ class NestedTrainer(Trainer):
         self.__dict__.update(whole.__dict__)  # its network, its cases: to others this trainer is that one
         self._whole, self._part, self._share = whole, part, share
 
-    def train(
-        self, round_number: int, steps: int, rounds: int, pull: tuple[float, Mapping[str, torch.Tensor]] | None = None
-    ) -> Steps:
+    def train(self, round_number: int, steps: int, rounds: int, pull: Pull | None = None) -> Steps:
         """See `Trainer.train`; the steps of both count."""
         few = round(steps * self._share)
         for each in (self._part, self._whole):
