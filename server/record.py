@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fl_app.config import Job
-from fl_app.curves import CURVES, Curves
+from fl_app.curves import CURVES, Curves, TensorBoard
 from fl_app.messages import SiteReady, TestReport, TrainReport, Validation
 from fl_app.result import (
     Final,
@@ -41,7 +41,7 @@ class Record:
         self.path = path
         self._job = job
         self._started = time.monotonic()
-        self._curves = Curves(path.parent / CURVES)
+        self._curves = Curves(TensorBoard(path.parent / CURVES))
         self.result = Result(
             name=job.name,
             seed=job.seed,

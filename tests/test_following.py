@@ -1,14 +1,19 @@
 """What those who follow a run see of it: curves that grow, and how far the sites are."""
 
+from importlib.util import find_spec
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fl_app.config import Job
-from fl_app.curves import CURVES, Curves
+from fl_app.curves import CURVES, Curves, TensorBoard
+from fl_app.errors import FederationError
+from fl_app.mlflow_run import MlflowRun
 from fl_app.result import Round, SearchResult, SiteRound
 from fl_app.under_way import UNDER_WAY, UnderWay, parse_under_way, read_under_way, write_under_way
 from server.exchange import Exchange
 from server.record import Record
+from tests.federation import fedspleen
 from tests.results import a_result
 
 
@@ -22,7 +27,7 @@ def shown(folder):
 def test_a_round_is_drawn_once_its_model_is_validated(tmp_path):
     result = a_result(rounds=3, done=2)
     result.rounds[1].dice = None
-    curves = Curves(tmp_path)
+    curves = Curves(TensorBoard(tmp_path))
     for _ in range(2):
         curves.update(result)
     assert shown(tmp_path)["dice/mean"] == [1] == shown(tmp_path)["loss/site-2"]
@@ -44,7 +49,7 @@ def test_a_search_has_curves_of_its_own(tmp_path):
         supernet_rounds=[Round(number=1, seconds=1, sites=site), Round(number=2, sites=site)],
         rounds=[Round(number=1, seconds=1, dice=0.5), Round(number=2, seconds=1)],
     )
-    curves = Curves(tmp_path)
+    curves = Curves(TensorBoard(tmp_path))
     curves.update(result)
     curves.close()
     assert shown(tmp_path)["supernet loss/site-1"] == [1] == shown(tmp_path)["searched dice/mean"]
@@ -84,3 +89,32 @@ def test_what_is_under_way_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", '{"steps": {"a": "many"}}', '{"more": 1}'])
 def test_what_is_no_progress_is_none(tmp_path, text):
     assert parse_under_way(text) == UnderWay() == read_under_way(tmp_path / UNDER_WAY)
+
+
+def test_mlflow_gets_the_same_curves_and_each_point_once(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # in place of a server
+    address = (tmp_path / "mlruns").as_uri()
+    result = a_result(rounds=3, done=2)
+    for _ in range(2):  # who follows a second time
+        curves = Curves(MlflowRun(address, "job-1"))
+        curves.update(result)
+        curves.close()
+    client = mlflow.MlflowClient(tracking_uri=address)
+    (run,) = client.search_runs([client.get_experiment_by_name("fedspleen").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "dice/mean")
+    assert [each.step for each in history] == [1, 2] and run.info.status == "FINISHED"
+    assert [each.value for each in history] == [done.dice for done in result.rounds[:2]]
+    assert "loss/site-2" in run.data.metrics
+
+
+def test_an_mlflow_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install mlflow-skinny")
+    with pytest.raises(FederationError, match="MLflow at nonsense://here: "):
+        MlflowRun("nonsense://here", "job-1")
+
+
+@pytest.mark.skipif(bool(find_spec("mlflow")), reason="MLflow is installed")
+def test_without_mlflow_following_says_what_to_install(tmp_path):
+    done = fedspleen("follow", "job-1", "--kit", tmp_path, "--mlflow", "http://localhost:5000")
+    assert done.returncode == 2 and "pip install mlflow-skinny" in done.stderr and "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from fl_app.processes import Interrupted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fl_app.curves import Paper
     from fl_app.reports.progress import Progress
     from fl_app.result import Result
     from fl_app.under_way import UnderWay
@@ -45,6 +47,7 @@ def submit(
     patience: Patience = 10,
 ) -> None:
     """Submit a job, follow it to its end and download its result."""
+    from fl_app.curves import CURVES, TensorBoard
     from fl_app.deployment import jobs
     from fl_app.reports.progress import Progress
 
@@ -57,7 +60,7 @@ def submit(
     if not detach:
         console = open_console()
         with Progress(console) as progress:
-            _follow(job_id, kit, console, progress, patience, out / "tensorboard")
+            _follow(job_id, kit, console, progress, patience, [TensorBoard(out / CURVES)])
             # the last rounds may have ended between two looks at the server
             result = jobs.download(kit, job_id, out)
             progress.update(result)
@@ -71,17 +74,24 @@ def follow(
     tensorboard: Annotated[
         Path | None, typer.Option(help="A folder for curves as they grow: tensorboard --logdir FOLDER.")
     ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(help="Address of an MLflow tracking server, for the same curves.")
+    ] = None,
     patience: Patience = 10,
 ) -> None:
     """Show a job's progress until it has ended, as the simulator does; a server that is away is waited for.
 
     Exit code 0: the job ended well. 1: it did not.
     """
+    from fl_app.curves import TensorBoard
+    from fl_app.mlflow_run import MlflowRun
     from fl_app.reports.progress import Progress
 
+    papers: list[Paper] = [TensorBoard(tensorboard)] if tensorboard else []
+    papers += [MlflowRun(mlflow, job_id)] if mlflow else []
     console = open_console()
     with Progress(console) as progress:
-        state = _follow(job_id, kit, console, progress, patience, tensorboard)
+        state = _follow(job_id, kit, console, progress, patience, papers)
     status = f"{state.status}: {state.note}" if state.note else state.status
     print(f"job {job_id} has ended: {status}; `fedspleen download` brings its result home")
     if not state.completed:
@@ -137,17 +147,17 @@ def download(
 
 
 def _follow(
-    job_id: str, kit: Path, console: Console, progress: Progress, patience: float, curves: Path | None
+    job_id: str, kit: Path, console: Console, progress: Progress, patience: float, papers: Sequence[Paper]
 ) -> JobState:
-    """How the job ended; its curves grow in a folder."""
+    """How the job ended; its curves grow on the papers."""
     from fl_app.curves import Curves
     from fl_app.deployment import jobs
 
-    drawn = Curves(curves) if curves else None
+    curves = [Curves(paper) for paper in papers]
 
     def show(result: Result, under_way: UnderWay) -> None:
         progress.update(result, under_way)
-        if drawn:
+        for drawn in curves:
             drawn.update(result)
 
     try:
@@ -156,7 +166,7 @@ def _follow(
         print(f"the job goes on; `fedspleen follow {job_id} --kit {kit}` shows it, `fedspleen abort` ends it")
         raise
     finally:
-        if drawn:
+        for drawn in curves:
             drawn.close()
     return state
 
