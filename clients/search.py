@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from clients.found import found_trainer
 from clients.state import SiteState
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
@@ -27,10 +28,9 @@ from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget, peak_memory
-from fl_app.training.nested import NestedTrainer
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
-from fl_app.training.trainer import Steps, Trainer, ready_network
+from fl_app.training.trainer import Steps, Trainer
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -158,20 +158,10 @@ class SiteSearch:
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
-        network = ready_network(self._job, self._device, architecture)
-        trainer = Trainer(self._job, self._data.training, self._device, f"{self._site} searched", network)
+        trainer = found_trainer(self._job, self._site, self._data, self._device, architecture, own, consensus)
         local = self._local_values()
         trainer.load({name: local[name] for name in trainer.local_values() if name in local})
-        trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
-        return trainer if self._job.search.mode == "free" else self._with_part(trainer, architecture, consensus)
-
-    def _with_part(self, whole: Trainer, architecture: str, consensus: str) -> Trainer:
-        share = self._job.search.consensus_share
-        if consensus == architecture or not share:
-            return whole
-        network = ready_network(self._job, self._device, consensus)
-        part = Trainer(self._job, self._data.training, self._device, f"{self._site} consensus", network)
-        return NestedTrainer(whole, part, share)
+        return trainer
 
     def _load(self, values: Values) -> None:
         """What networks are compared with: the shared values, and the site's own."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from clients.found import found_trainer
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.errors import BudgetError
@@ -16,8 +17,7 @@ from fl_app.networks.widths import WIDTHS, Width, build_width
 from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
-from fl_app.training.nested import NestedTrainer
-from fl_app.training.trainer import Trainer, ready_network
+from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -53,13 +53,13 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest does.
         """
-        wanted = taken = training_memory(main.network, self._job, self._device)
-        for eighths in reversed(WIDTHS):
+        network, eighths = main.network, WIDTHS[-1]
+        wanted = taken = training_memory(network, self._job, self._device)
+        while taken > self._budget and eighths > WIDTHS[0]:
+            eighths -= 1
             network = build_width(self._job, Width(eighths))
             taken = training_memory(network, self._job, self._device)
-            if taken <= self._budget:
-                break
-        else:
+        if taken > self._budget:
             raise BudgetError(
                 f"the narrowest form of network.channels takes {mebibytes(taken)} in training here, and the memory "
                 f"budget is {mebibytes(self._budget)} - raise memory_budget_gib, or lower the job's network.channels, "
@@ -73,13 +73,4 @@ class SiteWidths:
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
-        trainer = self._plain(architecture, "searched")
-        trainer.exchanged = tuple(name for name in trainer.exchanged if name not in set(own))
-        share = self._job.search.consensus_share
-        if consensus == architecture or not share:
-            return trainer
-        return NestedTrainer(trainer, self._plain(consensus, "consensus"), share)
-
-    def _plain(self, architecture: str, purpose: str) -> Trainer:
-        network = ready_network(self._job, self._device, architecture)
-        return Trainer(self._job, self._data.training, self._device, f"{self._site} {purpose}", network)
+        return found_trainer(self._job, self._site, self._data, self._device, architecture, own, consensus)

@@ -119,11 +119,12 @@ class Workflow:
         known, exchanged = self._search_cells() if self._job.search.of_cells else self._take_widths()
         result, state = self.record.result.search, self._progress.search
         assert result is not None  # the search has just made it
-        names = {site: value_names(self._job, read_found(text, self._job)) for site, text in state.derived.items()}
+        networks = {text: value_names(self._job, read_found(text, self._job)) for text in set(state.derived.values())}
+        names = {site: networks[text] for site, text in state.derived.items()}
         travel, stay = holding(names, exchanged, self._job.search.min_holders)
         for site, own in stay.items():
             result.sites[site].own_values = sum(known[name].numel() for name in own)
-        held = {name for each in names.values() for name in each}
+        held = {name for each in networks.values() for name in each}
         standing = self._progress.standing(SEARCHED, {name: known[name].clone() for name in sorted(held)})
         log = RoundLog(self.record, result.rounds, self._job.federation.best_metric)
         plan = Plan(SEARCHED, self._job.training.steps_per_round, travel, stay, state.derived)
@@ -131,10 +132,12 @@ class Workflow:
         training = self._train(plan, standing, self._job.search.rounds, log, self._models / "searched", texts)
         # what a site needs that comes later: also what is in no network that was found, but nothing untrained
         values, info = load_model(self._models / "searched" / "best.safetensors")
-        trained = {name for each in travel.values() for name in each} | (known.keys() - set(exchanged))
-        more = known if self._job.search.of_cells else {}
-        useful = {name: value for name, value in values.items() if more or name in trained}
-        save_model(self._models / "searched" / "supernet.safetensors", {**more, **useful}, info)
+        if self._job.search.of_cells:
+            later = known | values
+        else:
+            alone = {name for each in stay.values() for name in each}
+            later = {name: value for name, value in values.items() if name not in alone}
+        save_model(self._models / "searched" / "supernet.safetensors", later, info)
         return training
 
     def _search_cells(self) -> tuple[Values, Names]:

@@ -51,14 +51,13 @@ def read_width(text: str) -> Width:
     Raises:
         ConfigError: it is no such JSON.
     """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
     known = {Width(eighths).to_json(): Width(eighths) for eighths in WIDTHS}
-    if not isinstance(content, dict) or json.dumps(content, separators=(",", ":")) not in known:
-        raise ConfigError("width: this is no width of a network - use one that this version of fedspleen wrote")
-    return known[json.dumps(content, separators=(",", ":"))]
+    try:
+        return known[json.dumps(json.loads(text), separators=(",", ":"))]
+    except (ValueError, KeyError, RecursionError):
+        raise ConfigError(
+            "width: this is no width of a network - use one that this version of fedspleen wrote"
+        ) from None
 
 
 def build_width(job: Job, width: Width) -> nn.Module:
@@ -66,13 +65,12 @@ def build_width(job: Job, width: Width) -> nn.Module:
 
     The initial weights are the first channels of those of the job's own network.
     """
-    network = _plain(job, width.eighths)
-    layers = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
-    for name, layer in layers.items():
+    network, sizes = _plain(job, width.eighths), _sizes(job)
+    for name, layer in network.named_modules():
         parts = {
-            weight: sizes
-            for weight, sizes in _sizes(job).get(name, {}).items()
-            if any(len(set(size)) > 1 for size in map(_totals, sizes))
+            weight: axes
+            for weight, axes in sizes.get(name, {}).items()
+            if any(len(set(size)) > 1 for size in map(_totals, axes))
         }
         if parts:
             in_parts = _InParts(width.eighths, parts)
@@ -105,14 +103,17 @@ class _InParts:
     """
 
     def __init__(self, eighths: int, weights: dict[str, tuple[Segments, ...]]) -> None:
-        # for each weight and position along its first axes, the narrowest width that has it
-        self._first_in: dict[str, list[torch.Tensor]] = {
-            weight: [_narrowest(segments, eighths) for segments in axes] for weight, axes in weights.items()
-        }
+        # for each weight and each width that adds to it, where it does along the first axes
+        self._masks: dict[str, dict[int, torch.Tensor]] = {}
+        for weight, axes in weights.items():
+            first_in = _narrowest(axes[0], eighths)
+            if len(axes) > 1:
+                first_in = torch.maximum(first_in[:, None], _narrowest(axes[1], eighths)[None, :])
+            self._masks[weight] = {int(width): first_in == width for width in first_in.unique()}
 
     def take_apart(self, layer: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
         """Replace whole weights by their parts; a hook of `torch.nn.Module.state_dict`."""
-        for weight, masks in self._masks():
+        for weight, masks in self._masks.items():
             whole = state.pop(prefix + weight)
             state |= {f"{prefix}{weight}{_PART}{width}": whole[mask.to(whole.device)] for width, mask in masks.items()}
 
@@ -128,7 +129,7 @@ class _InParts:
         errors: list[str],
     ) -> None:
         """Replace the parts that there are by whole weights; a hook of `torch.nn.Module.load_state_dict`."""
-        for weight, masks in self._masks():
+        for weight, masks in self._masks.items():
             names = {width: f"{prefix}{weight}{_PART}{width}" for width in masks}
             given = {width: state.pop(name) for width, name in names.items() if name in state}
             missing += [name for width, name in names.items() if width not in given and strict]
@@ -140,14 +141,6 @@ class _InParts:
                 else:
                     whole[mask] = part.to(whole)
             state[prefix + weight] = whole
-
-    def _masks(self) -> list[tuple[str, dict[int, torch.Tensor]]]:
-        """For each weight and width that adds to it, where."""
-        found = []
-        for weight, axes in self._first_in.items():
-            first_in = axes[0] if len(axes) == 1 else torch.maximum(axes[0][:, None], axes[1][None, :])
-            found.append((weight, {int(width): first_in == width for width in first_in.unique()}))
-        return found
 
 
 def _narrowest(segments: Segments, eighths: int) -> torch.Tensor:
@@ -205,12 +198,12 @@ def _joined_inputs(network: nn.Module) -> dict[str, int]:
     """For each layer that reads a skip connection beside what came up, how many of its channels are the skip's."""
     found = {}
     for name, module in network.named_modules():
-        children = list(module.children())
-        for (before, skip), (_, after) in zip(enumerate(children), list(enumerate(children))[1:], strict=False):
-            if isinstance(skip, SkipConnection) and before:
-                down = next(each for each in children[before - 1].modules() if isinstance(each, nn.Conv3d))
+        children = list(module.named_children())
+        for (_, down), (_, skip), (after, up) in zip(children, children[1:], children[2:], strict=False):
+            if isinstance(skip, SkipConnection):
+                first = next(each for each in down.modules() if isinstance(each, nn.Conv3d))
                 place = next(
-                    inner for inner, each in after.named_modules() if isinstance(each, nn.Conv3d | nn.ConvTranspose3d)
+                    inner for inner, each in up.named_modules() if isinstance(each, nn.Conv3d | nn.ConvTranspose3d)
                 )
-                found[".".join(filter(None, [name, str(before + 1), place]))] = down.out_channels
+                found[".".join(filter(None, [name, after, place]))] = first.out_channels
     return found
