@@ -27,12 +27,11 @@ from fl_app.baselines import train_baseline
 from fl_app.config import Job
 from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
-from fl_app.networks import build_network
 from fl_app.rehearsal import rehearse
 from fl_app.result import SearchResult
 from fl_app.site import SiteSettings
-from fl_app.training.cost import training_memory
-from fl_app.training.precision import choose_precision
+from fl_app.training.fitting import training_memory
+from fl_app.training.trainer import ready_network
 
 SITES = 4
 BUDGETS = (1.0, 0.75, 0.5, 0.25)
@@ -92,21 +91,24 @@ def searching(job: Job, share: float, **search: Any) -> Job:
     return Job.model_validate(described)
 
 
-def widths(job: Job) -> Job:
-    """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there."""
+def widths(job: Job, **training: Any) -> Job:
+    """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there.
+
+    Args:
+        job: the job.
+        training: settings of the training that save memory at all sites.
+    """
     described = job.model_dump()
+    described["training"] |= training
     described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
     described["federation"]["rounds"] = 1
     return Job.model_validate(described)
 
 
 def unet_memory(job: Job) -> int:
-    """Bytes that training the job's own network takes."""
+    """Bytes that training the job's own network takes at its peak."""
     device = torch.device("cpu")
-    precision = choose_precision(job.training.precision, device)
-    network = build_network(job)
-    patch, batch = job.data.patch_voxels, job.training.batch_size
-    return training_memory(network, patch, batch, device, precision, job.training).total
+    return training_memory(ready_network(job, device), job, device)
 
 
 def federated(name: str, job: Job, sites: dict[str, SiteSettings], out: Path, budgets: dict[str, int]) -> Run:
@@ -189,6 +191,8 @@ def main() -> None:
         rows: dict[str, Callable[[], Run]] = {
             "unet": federate("unet", job),
             "search width": federate("search width", widths(job)),
+            "search width lean": federate("search width lean", widths(job, recompute=True)),
+            "search width only": federate("search width only", widths(job, least_patch_share=1.0)),
             "search width half": federate("search width half", widths(with_network(job, channels=HALF))),
             "search nested": federate("search nested", searched["nested"]),
             "search random": federate("search random", searching(job, share, mode="nested", strategy="random")),

@@ -24,7 +24,8 @@ from fl_app.networks import build_network
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork
-from fl_app.search.memory import calibrate, training_memory
+from fl_app.search.memory import calibrate
+from fl_app.training.fitting import training_memory
 
 NETWORKS, FRESH = 30, 3
 SPACE = SearchSpace()

@@ -16,7 +16,8 @@ from benchmarks.memory_model import CPU, MIB, SPACE, job
 from fl_app.networks import build_network
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork, supernet_size
-from fl_app.search.memory import memory_model, training_memory
+from fl_app.search.memory import memory_model
+from fl_app.training.fitting import training_memory
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
 

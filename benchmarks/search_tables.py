@@ -24,6 +24,10 @@ ROWS = (
     ("dynunet", "federated tuned"),
     ("search width", "searched"),
     ("search width", "searched tuned"),
+    ("search width lean", "searched"),
+    ("search width lean", "searched tuned"),
+    ("search width only", "searched"),
+    ("search width only", "searched tuned"),
     ("search width half", "searched"),
     ("search width half", "searched tuned"),
     ("search random", "searched"),
@@ -36,6 +40,7 @@ ROWS = (
     ("search free", "searched tuned"),
     ("search nested", "taken home"),
     ("search width", "taken home"),
+    ("search width lean", "taken home"),
     ("search width half", "taken home"),
 )
 COMPARED = ("unet", "federated tuned")

@@ -19,8 +19,8 @@ from fl_app.messages import MAIN, SEARCHED, PersonalModel, PersonalReport, Valid
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.networks.found import is_part, read_found
 from fl_app.result import software_versions
-from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
+from fl_app.training.fitting import training_memory
 from fl_app.training.reporting import test_report, validation_report, write_case_scores
 from fl_app.training.trainer import Trainer, ready_network
 
@@ -62,7 +62,7 @@ class _Candidates:
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
-            self._memory[id(trainer)] = training_memory(trainer.network, self._job, trainer.device)
+            self._memory[id(trainer)] = training_memory(trainer.network, trainer.job, trainer.device)
         return self._memory[id(trainer)]
 
 
@@ -120,8 +120,8 @@ def make_personal_models(
 
 def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
-    network = ready_network(job, larger.device, consensus)
-    trainer = Trainer(job, data.training, larger.device, f"{site} consensus", network)
+    network = ready_network(larger.job, larger.device, consensus)
+    trainer = Trainer(larger.job, data.training, larger.device, f"{site} consensus", network)
     held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})
     found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus)
@@ -132,10 +132,10 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
     metric, settings = job.federation.best_metric, job.personal
     best, best_values = local.score(), local.trainer.all_values()
     rate = job.training.learning_rate * settings.fine_tuning_rate
-    training = job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
+    training = local.trainer.job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
     federation = job.federation.model_copy(update={"algorithm": "fedavg"})
     trainer = Trainer(
-        job.model_copy(update={"training": training, "federation": federation}),
+        local.trainer.job.model_copy(update={"training": training, "federation": federation}),
         data.training,
         local.trainer.device,
         f"{local.trainer.stream} tuned",

@@ -21,13 +21,14 @@ from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler, sample_paths
-from fl_app.networks.space.supernet import DiscreteNetwork
+from fl_app.networks.space.supernet import DiscreteNetwork, weight_sizes
 from fl_app.search.gradient import GradientSearch
-from fl_app.search.memory import calibrate, training_memory
+from fl_app.search.memory import calibrate
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget, peak_memory
+from fl_app.training.fitting import Fit, training_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
 from fl_app.training.trainer import Steps, Trainer
@@ -79,8 +80,11 @@ class SiteSearch:
         # what the best network is chosen on
         self._patches = self._trainer.validation_patches(data.validation or data.training, _PATCHES)
 
-    def ready(self, main: Trainer) -> SearchReady:
+    def ready(self, main: Fit) -> SearchReady:
         """What fits the site's memory, from a few networks that are tried.
+
+        Args:
+            main: how the job's own network is trained here.
 
         Raises:
             BudgetError: not even the smallest network of the space fits; or, to search by gradients, not all.
@@ -88,11 +92,10 @@ class SiteSearch:
         self._memory: MemoryModel = calibrate(self._job, self._space, self._device, self._budget)
         if self._job.search.strategy == "gradient":
             self._gradient = self._begin_gradient()
-        taken = training_memory(main.network, self._job, self._device)
-        _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {taken}")
+        _logger.info(f"memory budget {self._budget} bytes, the job's own network takes {main.memory_bytes}")
         return SearchReady(
             budget_bytes=self._budget,
-            main_bytes=taken,
+            main_bytes=main.memory_bytes,
             fit=MemoryFit(
                 scale=self._memory.scale,
                 offset=self._memory.offset,
@@ -146,19 +149,26 @@ class SiteSearch:
         started = time.monotonic()
         self._load(values)
         consensus = read_architecture(str(facts["consensus"]), self._space)
-        network = self._chosen(consensus)
-        module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
+        measured = ((network, self._measured(network)) for network in [*self._liked(consensus), consensus])
+        # the memory model is right to some percent: what is over the budget in truth is left out
+        network, taken = next(each for each in measured if each[1] <= self._budget or each[0] == consensus)
+        sizes = weight_sizes(self._space, network, len(self._job.data.labels))
         return DeriveReport(
             architecture=network.to_json(),
-            parameters=sum(value.numel() for value in module.parameters()),
+            parameters=sum(sizes.values()),
             predicted_bytes=round(self._memory.total(network)),
-            measured_bytes=training_memory(module, self._job, self._device),
+            measured_bytes=taken,
             seconds=time.monotonic() - started,
         )
 
+    def _measured(self, network: Architecture) -> int:
+        module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
+        return training_memory(module, self._job, self._device)
+
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
-        trainer = found_trainer(self._job, self._site, self._data, self._device, architecture, own, consensus)
+        whole, part = (self._job, architecture), (self._job, consensus)
+        trainer = found_trainer(self._site, self._data, self._device, whole, own, part)
         local = self._local_values()
         trainer.load({name: local[name] for name in trainer.local_values() if name in local})
         return trainer
@@ -171,20 +181,21 @@ class SiteSearch:
         """What never travels, and was learned here (FedBN)."""
         return (self._gradient or self._trainer).local_values()
 
-    def _chosen(self, consensus: Architecture) -> Architecture:
+    def _liked(self, consensus: Architecture) -> Sequence[Architecture]:
+        """Networks that the site could take for its own, the best first."""
         settings = self._job.search
         if settings.mode == "consensus":
-            return consensus
+            return []
         chance = start_stream(self._job.seed, self._site, "own network")
         # with weights that were hardly trained the smaller network looks better: make use of the budget
         sampler = self._sampler(None if settings.mode == "free" else consensus, settings.own_share)
         if settings.strategy == "random":
-            return sampler.draw(chance)
+            return [sampler.draw(chance) for _ in range(settings.candidates)]
         if self._gradient:
             candidates = {self._gradient.decode(sampler.must_contain)}
         else:
             candidates = self._filtered({sampler.draw(chance) for _ in range(settings.candidates * self._draws)})
-        return min(candidates, key=lambda network: (self._loss(network), network.to_json()))
+        return sorted(candidates, key=lambda network: (self._loss(network), network.to_json()))
 
     @property
     def _draws(self) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from clients.found import found_trainer
+from clients.found import Planned, found_trainer
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.errors import BudgetError
 from fl_app.messages import SearchReady, WidestNetwork
 from fl_app.networks.space.decoding import mebibytes
-from fl_app.networks.widths import WIDTHS, Width, build_width
-from fl_app.search.memory import training_memory
+from fl_app.networks.widths import WIDTHS, Width
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
+from fl_app.training.fitting import Fit, fit_training
 from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -47,30 +47,41 @@ class SiteWidths:
         self._device = device
         self._budget = memory_budget(settings.memory_budget_gib, device)
 
-    def ready(self, main: Trainer) -> SearchReady:
+    def ready(self, main: Fit) -> SearchReady:
         """The widest network that fits the site's memory.
 
+        Args:
+            main: how the job's own network is trained here.
+
         Raises:
-            BudgetError: not even the narrowest does.
+            BudgetError: not even the narrowest fits.
         """
-        network, eighths = main.network, WIDTHS[-1]
-        wanted = taken = training_memory(network, self._job, self._device)
-        while taken > self._budget and eighths > WIDTHS[0]:
+        fit, eighths = main, WIDTHS[-1]
+        while not fit.fits and eighths > WIDTHS[0]:
             eighths -= 1
-            network = build_width(self._job, Width(eighths))
-            taken = training_memory(network, self._job, self._device)
-        if taken > self._budget:
+            fit = self._fit(Width(eighths).to_json())
+        if not fit.fits:
             raise BudgetError(
-                f"the narrowest form of network.channels takes {mebibytes(taken)} in training here, and the memory "
-                f"budget is {mebibytes(self._budget)} - raise memory_budget_gib, or lower the job's network.channels, "
-                "data.patch_voxels or training.batch_size",
-                taken,
+                f"the narrowest form of network.channels takes {mebibytes(fit.memory_bytes)} in training here, and the "
+                f"memory budget is {mebibytes(self._budget)} - raise memory_budget_gib, or lower the job's "
+                "network.channels, data.patch_voxels or training.batch_size",
+                fit.memory_bytes,
             )
-        _logger.info(f"memory budget {self._budget} bytes: {eighths} eighths of the job's network take {taken}")
-        parameters = sum(value.numel() for value in network.parameters())
-        widest = WidestNetwork(eighths=eighths, parameters=parameters, measured_bytes=taken)
-        return SearchReady(budget_bytes=self._budget, main_bytes=wanted, widest=widest)
+        _logger.info(f"memory budget {self._budget} bytes: {eighths} eighths of the job's network, {fit.saving}")
+        parameters = sum(value.numel() for value in fit.network.parameters())
+        widest = WidestNetwork(
+            eighths=eighths, parameters=parameters, measured_bytes=fit.memory_bytes, saving=fit.saving
+        )
+        return SearchReady(budget_bytes=self._budget, main_bytes=main.memory_bytes, widest=widest)
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
-        return found_trainer(self._job, self._site, self._data, self._device, architecture, own, consensus)
+        return found_trainer(
+            self._site, self._data, self._device, self._planned(architecture), own, self._planned(consensus)
+        )
+
+    def _planned(self, architecture: str) -> Planned:
+        return self._fit(architecture).job, architecture
+
+    def _fit(self, architecture: str) -> Fit:
+        return fit_training(self._job, self._device, self._budget, architecture)

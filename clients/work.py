@@ -17,7 +17,7 @@ from clients.search import SiteSearch
 from clients.widths import SiteWidths
 from fl_app.config import Job
 from fl_app.data.site_data import load_site_data
-from fl_app.errors import PolicyError
+from fl_app.errors import BudgetError, PolicyError
 from fl_app.files import replacing
 from fl_app.ledger import TRAIL, Ledger, traces
 from fl_app.messages import (
@@ -34,15 +34,18 @@ from fl_app.messages import (
     VALIDATE,
     PersonalReport,
     Report,
+    Saving,
     SiteReady,
     TestReport,
     ValidationReport,
 )
+from fl_app.networks.space.decoding import mebibytes
 from fl_app.reports.tested_cases import write_tested_cases
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
-from fl_app.training.device import choose_devices
+from fl_app.training.device import choose_devices, memory_budget
+from fl_app.training.fitting import Fit, fit_training
 from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
@@ -133,10 +136,11 @@ class SiteWork:
         self._rounds: Mapping[str, int] = facts.get("rounds", {})
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None
-        trainer = self._quickest_trainer()
-        search = self._finder().ready(trainer) if self._job.search.wanted else None
+        fit = self._fit_main()
+        trainer = self._quickest_trainer(fit)
+        search = self._finder().ready(fit) if self._job.search.wanted else None
         restored = None
-        if search is None or search.main_fits:
+        if fit.fits:
             self._networks[MAIN] = self._local(MAIN, trainer, self._job.federation.rounds)
             restored = self._networks[MAIN].restore(self._rounds.get(MAIN, 0))
         self._prepared = True
@@ -149,24 +153,46 @@ class SiteWork:
             precision=trainer.precision.name,
             versions=software_versions(),
             restored=restored,
+            saving=fit.saving,
             search=search,
             seconds=time.monotonic() - started,
         )
 
-    def _quickest_trainer(self) -> Trainer:
+    def _fit_main(self) -> Fit:
+        """How the job's own network is trained here.
+
+        Raises:
+            BudgetError: it does not fit the site's budget, and the job has no search that finds another one.
+        """
+        wanted = self._settings.memory_budget_gib
+        if not wanted and not self._job.search.wanted:
+            return Fit(self._job, ready_network(self._job, self._device), 0, True)
+        budget = memory_budget(wanted, self._device)
+        fit = fit_training(self._job, self._device, budget)
+        if not fit.fits and not self._job.search.wanted:
+            raise BudgetError(
+                f"memory_budget_gib: training the job's network takes {mebibytes(fit.memory_bytes)} at least, and the "
+                f"budget is {mebibytes(budget)} - raise it, or have the job say search.strategy: width, so that this "
+                "site trains a part of the network",
+                fit.memory_bytes,
+            )
+        if fit.saving != Saving():
+            _logger.info(f"memory budget {budget} bytes: training takes {fit.memory_bytes} with {fit.saving}")
+        return fit
+
+    def _quickest_trainer(self, fit: Fit) -> Trainer:
         """A trainer of the job's network that computes in the quickest way; what was tried is logged and kept here."""
-        network = ready_network(self._job, self._device)
         patches = -(-self._job.training.batch_size // self._team.size)  # that this process has of a batch
-        training = self._job.training.model_copy(update={"batch_size": patches})
-        own_part = self._job.model_copy(update={"training": training})
-        self._way, tried = quickest_way(own_part, network, self._device, self._settings.cache)
+        training = fit.job.training.model_copy(update={"batch_size": patches})
+        own_part = fit.job.model_copy(update={"training": training})
+        self._way, tried = quickest_way(own_part, fit.network, self._device, self._settings.cache)
         if tried:
             times = {name: round(seconds, 4) for name, seconds in tried.items()}
             _logger.info(f"training steps in {self._way}: seconds of those tried {times}")
             if self._settings.output:
                 with replacing(self._settings.output / "training_steps.json") as temporary:
                     temporary.write_text(json.dumps({"chosen": str(self._way), "seconds": times}, indent=1) + "\n")
-        return Trainer(self._job, self._data.training, self._device, self._site, network, self._way)
+        return Trainer(fit.job, self._data.training, self._device, self._site, fit.network, self._way)
 
     def _describe_device(self) -> str:
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
@@ -212,9 +238,9 @@ class SiteWork:
     def _local(self, name: str, trainer: Trainer, rounds: int, architecture: str = "") -> LocalNetwork:
         ditto = None
         if self._job.personal.ditto:
-            network = ready_network(self._job, self._device, architecture)
+            network = ready_network(trainer.job, self._device, architecture)
             stream, way = f"{trainer.stream} ditto", self._way if name == MAIN else None
-            ditto = Trainer(self._job, self._data.training, self._device, stream, network, way)
+            ditto = Trainer(trainer.job, self._data.training, self._device, stream, network, way)
             ditto.exchanged = ()  # all of it stays here
             ditto.after_step, ditto.team = self._after_step, self._team
         trainer.after_step, trainer.team = self._after_step, self._team

@@ -68,12 +68,22 @@ class MemoryFit(Report):
     weight_copies: Annotated[int, Field(ge=2, le=8)]
 
 
+class Saving(Report):
+    """What a site does to train a network within its memory budget."""
+
+    recompute: bool = Field(False, description="it computes activations again in the backward pass")
+    patch_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
+        1.0, description="sides of its training patches, as a share of data.patch_voxels"
+    )
+
+
 class WidestNetwork(Report):
     """The job's own network, as wide as a site's memory allows."""
 
     eighths: Annotated[int, Field(ge=1, le=8)] = Field(description="of its channels")
     parameters: Count
     measured_bytes: Bytes = Field(description="its training memory")
+    saving: Saving = Saving()
 
 
 class SearchReady(Report):
@@ -103,6 +113,7 @@ class SiteReady(Report):
     restored: bool | None = Field(
         description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
+    saving: Saving = Field(Saving(), description="to train the job's own network")
     search: SearchReady | None = Field(description="only if the job searches")
     seconds: Seconds
 

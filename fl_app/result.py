@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fl_app.errors import DataError
 from fl_app.files import replacing
-from fl_app.messages import TestReport
+from fl_app.messages import Saving, TestReport
 
 SCHEMA_VERSION = 1
 RESULT_VARIABLE = "FEDSPLEEN_RESULT"  # tells a job's server which folder its result goes to
@@ -38,6 +38,7 @@ class Site(Part):
     precision: str
     versions: dict[str, str]
     preparation_seconds: float
+    saving: Saving = Field(Saving(), description="what it does to train the job's network within its memory budget")
 
 
 class SiteRound(Part):
@@ -120,6 +121,7 @@ class SearchSite(Part):
     parameters: int = 0
     predicted_bytes: int = Field(0, description="training memory of its network, by the site's fit")
     measured_bytes: int = Field(0, description="the same, measured in a step")
+    saving: Saving = Field(Saving(), description="what it does to train that network within its memory budget")
     own_values: int = Field(0, description="parameters that no other site holds; they never travel")
 
 

@@ -53,8 +53,9 @@ class SiteSettings(Settings):
     threads: int | None = Field(None, ge=1, description="processor threads for training; none: all")
     memory_budget_gib: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="memory of the device that training may use, in GiB (2^30 bytes), which architecture search keeps "
-        "to; none: what is free",
+        description="memory of the device that training may use, in GiB (2^30 bytes): the site trains a network that "
+        "takes more in a way that takes less (see training.recompute, training.least_patch_share), and a search keeps "
+        "to it; none: what is free",
     )
     cache: Path | None = Field(
         None, description="folder for prepared cases; none: cache/ in the kit's folder, in a simulation prepared anew"

@@ -17,7 +17,7 @@ def refusals(job: Job, settings: SiteSettings, training_cases: int | None = None
         training_cases: how many cases the site would train on; none: not known yet.
     """
     limits, training, federation = settings.limits, job.training, job.federation
-    voxels = math.prod(job.data.patch_voxels) * training.batch_size
+    voxels = math.prod(job.training_patch) * training.batch_size
     asked = (
         ("max_rounds", limits.max_rounds, "federation.rounds", federation.rounds),
         ("max_steps_per_round", limits.max_steps_per_round, "training.steps_per_round", training.steps_per_round),

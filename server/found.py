@@ -69,6 +69,7 @@ def take_widths(state: SearchState, result: SearchResult) -> None:
         entry = result.sites[site]
         entry.architecture, entry.parameters = width.to_json(), ready.widest.parameters
         entry.predicted_bytes = entry.measured_bytes = ready.widest.measured_bytes
+        entry.saving = ready.widest.saving
     state.consensus = result.consensus = min(
         (read_width(text) for text in state.derived.values()), key=lambda width: width.eighths
     ).to_json()

@@ -47,7 +47,7 @@ def memory_model(job: Job, ready: SearchReady) -> MemoryModel:
     assert ready.fit is not None  # without one a site takes no part in a search of cells
     fitted = ready.fit.model_dump()
     return MemoryModel(
-        job.search.space, len(job.data.labels), job.data.patch_voxels, batch=job.training.batch_size, **fitted
+        job.search.space, len(job.data.labels), job.training_patch, batch=job.training.batch_size, **fitted
     )
 
 

@@ -16,9 +16,8 @@ from fl_app.networks import exchanged_names
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.rehearsal import rehearsal_channel, rehearse
-from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
-from fl_app.training.trainer import Trainer
+from fl_app.training.fitting import fit_training, training_memory
 from tests.architectures import random_architecture
 from tests.federation import fedspleen, write_job, write_sites
 
@@ -297,7 +296,7 @@ def test_networks_are_compared_with_the_sites_own_normalisation(strategy, more_d
     site = SiteSettings(data=more_data / "site-1", cache=more_data / "cache", memory_budget_gib=6 / 1024)
     held = load_site_data(site.data, job.data, job.seed, site.cache)
     search = SiteSearch(job, "site-1", site, held, torch.device("cpu"), None, 0, lambda: None)
-    search.ready(Trainer(job, held.training, torch.device("cpu"), "site-1"))
+    search.ready(fit_training(job, torch.device("cpu"), 6 * 2**20))
     supernet = Supernet(job.search.space, 1)
     values = {name: supernet.state_dict()[name] for name in exchanged_names(supernet, "local")}
     asked = {"architectures": [random_architecture(job.search.space, 0).to_json()]}

@@ -10,7 +10,10 @@ from fl_app.config import Job
 from fl_app.errors import BudgetError
 from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.supernet import DiscreteNetwork
-from fl_app.search.memory import calibrate, memory_model, training_memory
+from fl_app.search.memory import calibrate, memory_model
+from fl_app.training.cost import training_memory as memory_parts
+from fl_app.training.fitting import training_memory
+from fl_app.training.precision import choose_precision
 from tests.architectures import random_architecture, space
 
 torch.set_num_threads(1)
@@ -29,15 +32,23 @@ def job(organs=1, patch=(32, 32, 32), **training):
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"optimizer": "adam", "batch_size": 2}, {"organs": 3}])
 @pytest.mark.parametrize("stem", [True, False])
-def test_the_calculation_alone_is_within_a_few_percent(settings, stem):
+def test_the_calculation_alone_knows_what_a_network_takes_more_than_another(settings, stem):
     chosen, patch = (
         space(downsampling_stem=stem, operations=("skip", "conv_3x3x3", "pseudo_3x3x1", "conv_1x3x3")),
         job(**settings),
     )
     calculated = memory_model(patch, chosen, CPU)
-    networks = [random_architecture(chosen, seed) for seed in range(2)]
-    found = [training_memory(DiscreteNetwork(chosen, each, len(patch.data.labels)), patch, CPU) for each in networks]
-    assert [calculated.total(each) for each in networks] == pytest.approx(found, rel=0.05)
+    networks = [DiscreteNetwork(chosen, random_architecture(chosen, seed), len(patch.data.labels)) for seed in range(2)]
+    wanted = [calculated.total(each.architecture) for each in networks]
+    training = patch.training
+    precision = choose_precision(training.precision, CPU)
+    # at the peak there is more, much the same in all networks, which probes measure
+    kept = [
+        memory_parts(each, patch.training_patch, training.batch_size, CPU, precision, training).total
+        for each in networks
+    ]
+    assert wanted[0] - wanted[1] == pytest.approx(kept[0] - kept[1], rel=0.02)
+    assert min(wanted) > min(kept)
 
 
 def test_a_calibrated_model_is_right_about_networks_it_has_not_seen():
@@ -66,6 +77,8 @@ def test_probes_stay_in_the_budget_or_say_why_not():
     floor = least.total(least_network(least))
     memory = calibrate(small, chosen, CPU, budget=1.05 * floor)
     assert memory.scale > 0
-    assert memory.total(least_network(memory)) == pytest.approx(floor, rel=0.1)
+    smallest = least_network(memory)
+    taken = training_memory(DiscreteNetwork(chosen, smallest, 1), small, CPU)
+    assert taken <= memory.total(smallest) <= 1.1 * taken
     with pytest.raises(BudgetError, match="least"):
         calibrate(small, chosen, CPU, budget=0.9 * floor)

@@ -17,7 +17,7 @@ from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
-from fl_app.search.memory import training_memory
+from fl_app.training.fitting import fit_training, training_memory
 from fl_app.training.nested import NestedTrainer
 from fl_app.training.trainer import Trainer
 from tests.federation import write_sites
@@ -188,8 +188,9 @@ def run(data, tmp_path_factory):
     """Three sites: two with room for a part of the network, one for all of it."""
     folder = tmp_path_factory.mktemp("widths")
     job = search_job(folder, strategy="width")
-    full = training_memory(build_network(job), job, CPU) / 2**20
-    budgets = {"site-1": 0.55 * full, "site-2": 0.8 * full, "site-3": 1.01 * full}
+    thrifty = [fit_training(job, CPU, 0, Width(each).to_json()).memory_bytes / 2**20 for each in (4, 6)]
+    plain = training_memory(build_network(job), job, CPU) / 2**20
+    budgets = {"site-1": 1.01 * thrifty[0], "site-2": 1.01 * thrifty[1], "site-3": 1.01 * plain}
     sites = settings(data, folder, budgets)
     wire = Wire(rehearsal_channel(job, sites))
     return job, rehearse(job, sites, folder / "out", wire), wire.sent, folder
@@ -198,15 +199,17 @@ def run(data, tmp_path_factory):
 def test_every_site_trains_the_widest_network_that_fits(run):
     job, result, _, _ = run
     widths = {site: read_width(each.architecture).eighths for site, each in result.search.sites.items()}
-    assert widths["site-1"] < widths["site-2"] < widths["site-3"] == 8
+    assert widths == {"site-1": 4, "site-2": 6, "site-3": 8}
     for site, each in result.search.sites.items():
-        network = build_width(job, Width(widths[site]))
-        assert each.measured_bytes == training_memory(network, job, CPU) <= each.budget_bytes
+        fit = fit_training(job, CPU, each.budget_bytes, each.architecture)
+        assert each.measured_bytes == fit.memory_bytes <= each.budget_bytes and each.saving == fit.saving
         if widths[site] < 8:
-            assert training_memory(build_width(job, Width(widths[site] + 1)), job, CPU) > each.budget_bytes
+            assert not fit_training(job, CPU, each.budget_bytes, Width(widths[site] + 1).to_json()).fits
         kept = result.personal.sites[site]
         assert kept.models["searched"].memory_bytes == each.measured_bytes
+        assert all(model.memory_bytes <= each.budget_bytes for model in kept.models.values())
         assert ("federated" in kept.models) == (site == "site-3") and ("consensus" in kept.models) == (site != "site-1")
+    assert result.search.sites["site-1"].saving.recompute and not result.search.sites["site-3"].saving.recompute
     assert len(result.search.rounds) == job.search.rounds and not result.search.supernet_rounds
 
 

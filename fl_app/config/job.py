@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -44,4 +45,28 @@ class Job(Settings):
                 raise mistake("network.name unet for search.strategy width: the others come in one width here")
             if list(self.network.channels or ()) != sorted(self.network.channels or ()):
                 raise mistake("network.channels that do not shrink from level to level for search.strategy width")
+        if self.training.patch_share < 1 and not self.trains_on(self.training_patch):
+            raise mistake(f"training.patch_share nearer to 1 than gives patches of {list(self.training_patch)} voxels")
+        if self.training.recompute and self.network.normalisation == "batch":
+            raise mistake("training.recompute: false with batch normalisation, which would count each batch twice")
         return self
+
+    @property
+    def training_patch(self) -> tuple[int, int, int]:
+        """Voxels of a training patch: ``training.patch_share`` of ``data.patch_voxels``, in the network's multiples."""
+        patch = self.data.patch_voxels
+        multiples = self.network.patch_multiples(patch, self.data.spacing_mm)
+        x, y, z = (
+            max(multiple, int(side * self.training.patch_share / multiple) * multiple)
+            for side, multiple in zip(patch, multiples, strict=True)
+        )
+        return x, y, z
+
+    def trains_on(self, patch: Sequence[int]) -> bool:
+        """Whether the networks of the job can be trained on patches smaller than ``data.patch_voxels``."""
+        if self.network.name == "unetr":  # it has learned a place for each voxel
+            return False
+        if self.search.of_cells and any(size % self.search.space.patch_multiple for size in patch):
+            return False
+        # dynunet is planned from data.patch_voxels, whose multiples these are
+        return self.network.name == "dynunet" or not self.network.patch_problem(patch, self.data.spacing_mm)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from fl_app.config.base import Positive, Probability, Settings
 
+PatchShare = Annotated[float, Field(ge=0.25, le=1)]
+
 
 class AugmentationSettings(Settings):
     """Random changes to each training patch; 0 switches one off."""
@@ -46,6 +48,18 @@ class TrainingSettings(Settings):
         description="optimiser steps of each site in a round; 0: none, which measures the federation alone",
     )
     batch_size: Positive = Field(2, description="patches in a step")
+    patch_share: PatchShare = Field(
+        1.0, description="sides of a training patch as a share of data.patch_voxels, down to what the network divides"
+    )
+    least_patch_share: PatchShare = Field(
+        0.75, description="a site whose memory budget holds no training step goes down to this patch_share by itself"
+    )
+    recompute: bool = Field(
+        False,
+        description="activations are not kept for the backward pass, but computed again: the same gradients in less "
+        "memory and more time. A site does so by itself where its memory budget holds no training step otherwise. Not "
+        "with batch normalisation",
+    )
     foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",

@@ -189,7 +189,7 @@ class GradientSearch(Trainer):
         self.mixture = Mixture(self.supernet, self.logits)
         super().__init__(job, cases[::2], device, stream, self.supernet)
         self._other_half = PatchSampler(
-            cases[1::2], job.data.patch_voxels, job.training.foreground_share, job.training.augmentation
+            cases[1::2], job.training_patch, job.training.foreground_share, job.training.augmentation
         )
         learning = [value for value in self.logits.parameters() if value.requires_grad]
         self._logit_optimizer = torch.optim.Adam(learning, betas=(0.5, 0.999))

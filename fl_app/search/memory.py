@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from fl_app.config import Job
 from fl_app.config.space import SearchSpace
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork
-from fl_app.training.cost import training_memory as count_memory
+from fl_app.training.fitting import training_memory
 from fl_app.training.precision import choose_precision
 from fl_app.training.randomness import stream_seed
 
@@ -23,7 +22,7 @@ def memory_model(job: Job, space: SearchSpace, device: torch.device) -> MemoryMo
     return MemoryModel(
         space,
         organs=len(job.data.labels),
-        patch=job.data.patch_voxels,
+        patch=job.training_patch,
         batch=job.training.batch_size,
         value_bytes=4 if choose_precision(job.training.precision, device) == "fp32" else 2,
         weight_copies=4 if job.training.optimizer.startswith("adam") else 3,
@@ -35,8 +34,8 @@ def calibrate(
 ) -> MemoryModel:
     """The memory model fitted to a few networks that are trained for a step here.
 
-    Scale and offset are the least-squares line through calculated and measured bytes, then raised until no probe
-    took more than the model says.
+    Scale and offset are the least-squares line through calculated and measured bytes, then raised by twice of what
+    some probe took more than the model says: networks that were not tried shall keep to it as well.
 
     Args:
         job: the job.
@@ -59,21 +58,4 @@ def calibrate(
     else:
         scale, offset = np.polyfit(wanted, found, 1)
     missing = float((found - (scale * wanted + offset)).max())
-    return replace(calculated, scale=float(scale), offset=float(offset) + max(0.0, missing))
-
-
-def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
-    """Bytes that training a network takes on a device with the job's patches, loss and optimiser.
-
-    On a GPU, the peak of allocated memory. On a CPU, where other work hides the peak, what is kept for the backward
-    pass, weights, gradients and optimiser states.
-    """
-    memory = count_memory(
-        network.to(device),
-        job.data.patch_voxels,
-        job.training.batch_size,
-        device,
-        choose_precision(job.training.precision, device),
-        job.training,
-    )
-    return memory.peak if device.type == "cuda" else memory.total
+    return replace(calculated, scale=float(scale), offset=float(offset) + 2 * max(0.0, missing))

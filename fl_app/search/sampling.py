@@ -65,7 +65,7 @@ class SupernetTrainer(Trainer):
         self._paths: Sequence[Architecture] = ()
         self._done = 0
         self._built: dict[Architecture, nn.Module] = {}
-        self.architecture = least_network(MemoryModel(space, len(job.data.labels), job.data.patch_voxels))
+        self.architecture = least_network(MemoryModel(space, len(job.data.labels), job.training_patch))
         super().__init__(job, cases, device, stream, self._network(self.architecture, device))
         self.exchanged = exchanged_names(supernet, job.federation.normalisation)
 
@@ -125,7 +125,7 @@ class SupernetTrainer(Trainer):
         unchanged = self.job.training.augmentation.model_copy(
             update={"flip_probability": (0.0, 0.0, 0.0), "intensity_scale": 0.0, "intensity_shift": 0.0, "noise": 0.0}
         )
-        sampler = PatchSampler(cases, self.job.data.patch_voxels, self.job.training.foreground_share, unchanged)
+        sampler = PatchSampler(cases, self.job.training_patch, self.job.training.foreground_share, unchanged)
         return [sampler.draw(1, chance) for _ in range(count)]
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from fl_app.errors import ConfigError
 
 Name = Literal["bf16", "fp16", "fp32"]
+_SLAB_VALUES = 2**18
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,8 +97,12 @@ class _LearnedSlope(torch.autograd.Function):
             # of two layouts torch's operators read one value at a time
             gradient = torch.empty_like(features).copy_(gradient)
         down = torch.ops.aten.leaky_relu_backward(gradient, features, context.slope, False)
-        steeper = (gradient * features.clamp(max=0)).sum(dtype=torch.float32)
-        return down, steeper.reshape(1).to(context.type)
+        steeper = torch.zeros(1, device=features.device)
+        # slab by slab, since at this point a training step holds most
+        slabs = max(1, features.numel() // _SLAB_VALUES)
+        for upstream, part in zip(gradient.chunk(slabs, 2), features.chunk(slabs, 2), strict=True):
+            steeper += (upstream * part.clamp(max=0)).sum(dtype=torch.float32)
+        return down, steeper.to(context.type)
 
 
 class QuickPReLU(nn.PReLU):

@@ -26,6 +26,7 @@ from fl_app.training.objectives import build_loss, build_optimizer, learning_rat
 from fl_app.training.parallel import Alone, Pull
 from fl_app.training.precision import MixedPrecision, adapt_layers
 from fl_app.training.randomness import make_deterministic, start_stream
+from fl_app.training.recompute import recompute
 from fl_app.training.trial import Way, usual_way
 
 Pairs = list[tuple[nn.Parameter, torch.Tensor]]  # each parameter, and the value that it is pulled to
@@ -59,6 +60,8 @@ def ready_network(job: Job, device: torch.device, architecture: str = "", traini
         return adapt_layers(build_found(job, read_found(architecture, job))).to(device)
     network = build_found(job, read_found(architecture, job)) if architecture else build_network(job)
     network = adapt_layers(network).to(device)
+    if job.training.recompute:
+        recompute(network)
     return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
 
 
@@ -100,7 +103,7 @@ class Trainer:
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases = list(cases)
         self._sampler = PatchSampler(
-            cases, job.data.patch_voxels, job.training.foreground_share, job.training.augmentation
+            cases, job.training_patch, job.training.foreground_share, job.training.augmentation
         )
         self.after_step: Callable[[], None] = lambda: None
         self.team = Alone()

@@ -125,7 +125,7 @@ def _ways(job: Job, device: torch.device, usual: Way) -> list[Way]:
 
 
 def _steps(job: Job, network: nn.Module, device: torch.device, way: Way) -> RandomSteps:
-    training, patch = job.training, job.data.patch_voxels
+    training, patch = job.training, job.training_patch
     return RandomSteps(network, patch, training.batch_size, device, way.precision, training)
 
 
@@ -154,8 +154,8 @@ def _kind(job: Job, network: nn.Module, device: torch.device) -> str:
     facts = [
         job.network.model_dump(mode="json"),
         shapes,
-        job.data.patch_voxels,
-        job.training.model_dump(mode="json", include={"loss", "optimizer", "batch_size", "precision"}),
+        job.training_patch,
+        job.training.model_dump(mode="json", include={"loss", "optimizer", "batch_size", "precision", "recompute"}),
         name,
         torch.__version__,
     ]

@@ -17,10 +17,11 @@ _PSEUDO_TAPS = 9 + 3
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Bytes that training takes: ``scale`` * (kept for the backward pass + weights) + ``offset``.
+    """Bytes that training takes at its peak: ``scale`` * (kept for the backward pass + weights + head) + ``offset``.
 
-    Kept are the inputs of convolutions and of normalisation layers; a ReLU's result is the input of the convolution
-    behind it and counts once. Each edge's part depends on that edge alone, which is what makes the search for the
+    The peak is where the backward pass begins: all is kept, and there are the gradients of the head. Kept are the
+    inputs of convolutions and of normalisation layers; a ReLU's result is the input of the convolution behind it and
+    counts once. Each edge's part depends on that edge alone, which is what makes the search for the
     best network in a budget exact.
 
     Attributes:
@@ -68,9 +69,10 @@ class MemoryModel:
         """Bytes that every network takes: the head, the loss and the offset."""
         logits, fine = 1 + self.organs, channels_at(self.space, 0)
         taps = 64 if self.space.downsampling_stem else 27
-        # for each voxel the logits and the label (see `fl_app.training.dice_ce`)
-        loss = (self.value_bytes * logits + 1) * self._patch_voxels
-        return self._bytes(fine * self._voxels(0), (taps * fine + 1) * logits) + self.scale * loss + self.offset
+        # for each voxel the image, the logits, their gradient and the label (see `fl_app.training.dice_ce`)
+        loss = (4 + 2 * self.value_bytes * logits + 1) * self._patch_voxels
+        # the head's input and its gradient
+        return self._bytes(2 * fine * self._voxels(0), (taps * fine + 1) * logits) + self.scale * loss + self.offset
 
     def inputs(self, nodes: frozenset[int]) -> float:
         """Bytes of the stems from the image to the resolutions that the first block reads."""

@@ -1,0 +1,100 @@
+"""Find a way to train a network within a memory budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fl_app.config import Job
+from fl_app.messages import Saving
+from fl_app.training.cost import training_memory as count_memory
+from fl_app.training.precision import choose_precision
+from fl_app.training.trainer import ready_network
+
+_PATCH_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a site can train a network.
+
+    Attributes:
+        job: the job with the settings that save as much memory as it takes (``training.recompute``, ``patch_share``).
+        network: with its initial weights, ready for that.
+        memory_bytes: what it takes.
+        fits: whether that is within the budget; if not, this is the least.
+    """
+
+    job: Job
+    network: nn.Module
+    memory_bytes: int
+    fits: bool
+
+    @property
+    def saving(self) -> Saving:
+        """What is done to save memory."""
+        return Saving(recompute=self.job.training.recompute, patch_share=self.job.training.patch_share)
+
+
+def fit_training(job: Job, device: torch.device, budget: float, architecture: str = "") -> Fit:
+    """The quickest way to train a network that a budget holds, or the one that takes least; they are tried for a step.
+
+    Args:
+        job: the job.
+        device: where to train.
+        budget: bytes.
+        architecture: what the job's search has found, as JSON; empty: the job's own network.
+    """
+
+    def tried(way: Job) -> Fit:
+        network = ready_network(way, device, architecture)
+        try:
+            taken = training_memory(network, way, device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            taken = torch.cuda.get_device_properties(device).total_memory
+            return Fit(way, network, taken, False)
+        return Fit(way, network, taken, taken <= budget)
+
+    first, *others = _ways(job)
+    found = tried(first)
+    if found.fits or not others:
+        return found
+    least = tried(others[-1])
+    if not least.fits:
+        return least
+    return next((better for way in others[:-1] if (better := tried(way)).fits), least)
+
+
+def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
+    """The most bytes that training a network holds at one time, with the job's patches, loss and optimiser.
+
+    On a GPU what torch allocates; on a CPU all tensors, without the work space of operators.
+    """
+    return count_memory(
+        network.to(device),
+        job.training_patch,
+        job.training.batch_size,
+        device,
+        choose_precision(job.training.precision, device),
+        job.training,
+    ).peak
+
+
+def _ways(job: Job) -> list[Job]:
+    """The job as it is, and with settings that take less memory and more time, one after the other."""
+    ways = [job]
+    if job.network.normalisation != "batch" and not job.training.recompute:
+        ways.append(_with(ways[-1], recompute=True))
+    for share in _PATCH_SHARES:
+        if job.training.least_patch_share <= share < job.training.patch_share:
+            way = _with(ways[-1], patch_share=share)
+            if way.training_patch != ways[-1].training_patch and way.trains_on(way.training_patch):
+                ways.append(way)
+    return ways
+
+
+def _with(job: Job, **settings: object) -> Job:
+    return job.model_copy(update={"training": job.training.model_copy(update=settings)})

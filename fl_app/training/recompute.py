@@ -1,0 +1,64 @@
+"""Train in less memory: what a block computes is not kept for the backward pass, but computed again when it comes.
+
+Gradient checkpointing (Chen et al., arXiv:1604.06174), by `torch.utils.checkpoint`: the same gradients, bit for bit,
+for the time of another forward pass.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from monai.networks.blocks.convolutions import Convolution, ResidualUnit
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock, UnetUpBlock
+from monai.networks.blocks.segresnet_block import ResBlock
+from monai.networks.blocks.transformerblock import TransformerBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.nets.dints import Cell
+from monai.networks.nets.swin_unetr import SwinTransformerBlock
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+_BLOCKS = (
+    ResidualUnit,
+    Convolution,
+    UnetBasicBlock,
+    UnetResBlock,
+    UnetUpBlock,
+    ResBlock,
+    TransformerBlock,
+    UnetrBasicBlock,
+    UnetrPrUpBlock,
+    UnetrUpBlock,
+    Cell,
+    SwinTransformerBlock,
+)
+
+
+def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a block that keeps nothing but its input."""
+
+    def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+        computed = partial(kind.forward, self)
+        if not torch.is_grad_enabled():
+            return computed(*inputs, **named)
+        return checkpoint(computed, *inputs, use_reentrant=False, **named)
+
+    return type(f"Recomputed{kind.__name__}", (kind,), {"forward": forward})
+
+
+_RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {kind: _recomputed(kind) for kind in _BLOCKS}
+
+
+def recompute(network: nn.Module) -> nn.Module:
+    """Have a network's blocks computed again in the backward pass, in place; names and weights stay.
+
+    Not for networks with batch normalisation, which would count each batch twice.
+    """
+    for child in network.children():
+        if type(child) in _RECOMPUTED:
+            child.__class__ = _RECOMPUTED[type(child)]
+        else:
+            recompute(child)
+    return network
