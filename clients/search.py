@@ -28,7 +28,7 @@ from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget, peak_memory
-from fl_app.training.fitting import Fit, training_memory
+from fl_app.training.fitting import Fit, is_quick, training_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
 from fl_app.training.trainer import Steps, Trainer
@@ -70,6 +70,7 @@ class SiteSearch:
         self._data = data
         self._device = device
         self._budget = memory_budget(settings.memory_budget_gib, device)
+        self._longest = settings.window_budget_s
         self._trainer = SupernetTrainer(job, self._space, data.training, device, f"{site} supernet")
         self._trainer.after_step = after_step
         self._gradient: GradientSearch | None = None
@@ -149,9 +150,12 @@ class SiteSearch:
         started = time.monotonic()
         self._load(values)
         consensus = read_architecture(str(facts["consensus"]), self._space)
-        measured = ((network, self._measured(network)) for network in [*self._liked(consensus), consensus])
-        # the memory model is right to some percent: what is over the budget in truth is left out
-        network, taken = next(each for each in measured if each[1] <= self._budget or each[0] == consensus)
+        tried = (self._tried(network) for network in self._liked(consensus))
+        # the memory model is right to some percent: what is over the budget in truth is left out, and what is slow
+        fitting = (each for each in tried if each[1] <= self._budget and each[2])
+        network, taken, quick = next(fitting, None) or self._tried(consensus)
+        if not quick:
+            _logger.warning(f"no network that holds the one for all keeps to window_budget_s: {self._longest}")
         sizes = weight_sizes(self._space, network, len(self._job.data.labels))
         return DeriveReport(
             architecture=network.to_json(),
@@ -161,9 +165,11 @@ class SiteSearch:
             seconds=time.monotonic() - started,
         )
 
-    def _measured(self, network: Architecture) -> int:
+    def _tried(self, network: Architecture) -> tuple[Architecture, int, bool]:
+        """A network with the memory that training it takes, and whether it is quick enough."""
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
-        return training_memory(module, self._job, self._device)
+        taken = training_memory(module, self._job, self._device)
+        return network, taken, is_quick(module, self._job, self._device, self._longest)
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""

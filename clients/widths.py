@@ -16,7 +16,7 @@ from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.widths import WIDTHS, Width
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
-from fl_app.training.fitting import Fit, fit_training
+from fl_app.training.fitting import Fit, fit_training, is_quick
 from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -46,18 +46,19 @@ class SiteWidths:
         self._data = data
         self._device = device
         self._budget = memory_budget(settings.memory_budget_gib, device)
+        self._longest = settings.window_budget_s
 
     def ready(self, main: Fit) -> SearchReady:
-        """The widest network that fits the site's memory.
+        """The widest network that fits the site's memory, and is quick enough.
 
         Args:
             main: how the job's own network is trained here.
 
         Raises:
-            BudgetError: not even the narrowest fits.
+            BudgetError: not even the narrowest is.
         """
         fit, eighths = main, WIDTHS[-1]
-        while not fit.fits and eighths > WIDTHS[0]:
+        while not (fits := fit.fits and self._is_quick(fit)) and eighths > WIDTHS[0]:
             eighths -= 1
             fit = self._fit(Width(eighths).to_json())
         if not fit.fits:
@@ -67,7 +68,13 @@ class SiteWidths:
                 "network.channels, data.patch_voxels or training.batch_size",
                 fit.memory_bytes,
             )
-        _logger.info(f"memory budget {self._budget} bytes: {eighths} eighths of the job's network, {fit.saving}")
+        if not fits:
+            raise BudgetError(
+                f"even the narrowest form of network.channels takes longer than window_budget_s: {self._longest:g} to "
+                "predict a window - raise it, or lower the job's data.patch_voxels",
+                fit.memory_bytes,
+            )
+        _logger.info(f"memory budget {mebibytes(self._budget)}: {eighths} eighths of the job's network, {fit.words}")
         parameters = sum(value.numel() for value in fit.network.parameters())
         widest = WidestNetwork(
             eighths=eighths, parameters=parameters, measured_bytes=fit.memory_bytes, saving=fit.saving
@@ -79,6 +86,9 @@ class SiteWidths:
         return found_trainer(
             self._site, self._data, self._device, self._planned(architecture), own, self._planned(consensus)
         )
+
+    def _is_quick(self, fit: Fit) -> bool:
+        return is_quick(fit.network, self._job, self._device, self._longest)
 
     def _planned(self, architecture: str) -> Planned:
         return self._fit(architecture).job, architecture

@@ -34,7 +34,6 @@ from fl_app.messages import (
     VALIDATE,
     PersonalReport,
     Report,
-    Saving,
     SiteReady,
     TestReport,
     ValidationReport,
@@ -45,7 +44,7 @@ from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.training.device import choose_devices, memory_budget
-from fl_app.training.fitting import Fit, fit_training
+from fl_app.training.fitting import Fit, fit_training, too_large
 from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
@@ -170,14 +169,9 @@ class SiteWork:
         budget = memory_budget(wanted, self._device)
         fit = fit_training(self._job, self._device, budget)
         if not fit.fits and not self._job.search.wanted:
-            raise BudgetError(
-                f"memory_budget_gib: training the job's network takes {mebibytes(fit.memory_bytes)} at least, and the "
-                f"budget is {mebibytes(budget)} - raise it, or have the job say search.strategy: width, so that this "
-                "site trains a part of the network",
-                fit.memory_bytes,
-            )
-        if fit.saving != Saving():
-            _logger.info(f"memory budget {budget} bytes: training takes {fit.memory_bytes} with {fit.saving}")
+            raise BudgetError(too_large(fit, budget), fit.memory_bytes)
+        if fit.saving.words:
+            _logger.info(f"memory budget {mebibytes(budget)}: training takes {fit.words}")
         return fit
 
     def _quickest_trainer(self, fit: Fit) -> Trainer:

@@ -76,6 +76,14 @@ class Saving(Report):
         1.0, description="sides of its training patches, as a share of data.patch_voxels"
     )
 
+    @property
+    def words(self) -> str:
+        """As people say it; empty if it does nothing."""
+        parts = ["activations computed again"] if self.recompute else []
+        if self.patch_share < 1:
+            parts.append(f"patches of {self.patch_share:.0%} of the sides")
+        return ", ".join(parts)
+
 
 class WidestNetwork(Report):
     """The job's own network, as wide as a site's memory allows."""

@@ -57,6 +57,11 @@ class SiteSettings(Settings):
         "takes more in a way that takes less (see training.recompute, training.least_patch_share), and a search keeps "
         "to it; none: what is free",
     )
+    window_budget_s: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="longest time in seconds that predicting one window of data.patch_voxels may take on the device: "
+        "in a search the site takes no network that is slower. By the clock, so that two runs may differ; none: any",
+    )
     cache: Path | None = Field(
         None, description="folder for prepared cases; none: cache/ in the kit's folder, in a simulation prepared anew"
     )

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 
 import pytest
+import torch
 
 from fl_app.config import Job
+from fl_app.config_file import load_job
 from fl_app.deployment.connection import probe
 from fl_app.deployment.kit import open_kit
 from fl_app.deployment.participant import site_settings
@@ -19,12 +21,14 @@ from fl_app.deployment.preflight import check_client
 from fl_app.errors import ConfigError, FederationError, KitError, UsageError
 from fl_app.messages import SiteReady
 from fl_app.site import SiteSettings
+from fl_app.training.fitting import training_memory
+from fl_app.training.trainer import ready_network
 from fl_app.versions import incompatibility, own_version
 from provisioning.consortium import parse_consortium
 from provisioning.provision import provision
 from server.participants import Participants
 from server.record import Record
-from tests.federation import fedspleen, write_sites
+from tests.federation import fedspleen, write_job, write_sites
 
 TEXT = """\
 name: {name}
@@ -227,6 +231,19 @@ def test_all_findings_come_at_once_and_scripts_get_an_exit_code(kits, data):
     assert done.returncode == 1 and not report["good"]
     assert {"port-closed", "device", "folder"} <= found and len(found) >= 4, found
     assert all(finding["remedy"] for finding in report["findings"])
+
+
+@pytest.mark.parametrize(("share", "severity"), [(1.01, None), (0.99, None), (0.1, "error")])
+def test_a_job_is_tried_within_the_memory_budget(kits, data, share, severity):
+    job = load_job(write_job(kits.parent / "job.yaml", data={"patch_voxels": [32, 32, 16]}))
+    device = torch.device("cpu")
+    budget = share * training_memory(ready_network(job, device), job, device) / 2**30
+    settings = SiteSettings(data=data, device="cpu", memory_budget_gib=budget)
+    found = check_client(kits / "site-1", settings, job)
+    assert ("computed again" in found.facts["training"]) == (share < 1)
+    told = [each for each in found.findings if each.code == "memory-budget"]
+    assert [each.severity for each in told] == ([severity] if severity else [])
+    assert not told or ("at least" in told[0].problem and "search.strategy: width" in told[0].remedy)
 
 
 def test_a_check_writes_nothing(tmp_path, data):

@@ -11,12 +11,13 @@ from fl_app.config import Job
 from fl_app.config_file import parse_job
 from fl_app.data.cases import find_cases
 from fl_app.data.preparation import prepare_cases
-from fl_app.errors import BudgetError, ConfigError
+from fl_app.errors import BudgetError, ConfigError, FederationError
 from fl_app.model_file import load_model
 from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.training.cost import window_seconds
 from fl_app.training.fitting import fit_training, training_memory
 from fl_app.training.nested import NestedTrainer
 from fl_app.training.trainer import Trainer
@@ -248,3 +249,28 @@ def test_a_site_that_comes_later_takes_the_widest_that_several_have_trained(run,
     assert report.models["searched"].parameters == result.search.sites["site-2"].parameters
     with pytest.raises(BudgetError, match="narrowest form of"):
         join(folder / "out" / "model", "site-1", settings(data, tmp_path, {"site-1": 0.01})["site-1"])
+
+
+def test_a_network_that_predicts_too_slowly_is_not_taken(data, tmp_path, monkeypatch):
+    """A clock by which a window takes a second for each channel of the first layer: 16 in the job's own network."""
+    job = search_job(tmp_path, strategy="width")
+
+    def channels(network, patch, device, precision):
+        assert patch == job.data.patch_voxels and precision == "fp32"
+        return next(each for each in network.modules() if isinstance(each, torch.nn.Conv3d)).out_channels
+
+    monkeypatch.setattr("fl_app.training.fitting.window_seconds", channels)
+    sites = settings(data, tmp_path, {"site-1": 1024.0, "site-2": 1024.0})
+    sites["site-1"] = sites["site-1"].model_copy(update={"window_budget_s": 10.5})
+    result = rehearse(job, sites, tmp_path / "out")
+    widths = {site: read_width(each.architecture).eighths for site, each in result.search.sites.items()}
+    assert widths == {"site-1": 5, "site-2": 8}
+    sites["site-1"] = sites["site-1"].model_copy(update={"window_budget_s": 0.5})
+    with pytest.raises(FederationError, match="does not fit the site's device"):
+        rehearse(job, sites, tmp_path / "again")
+
+
+def test_a_window_takes_longer_the_larger_it_is():
+    network = build_network(small())
+    small_window, large = (window_seconds(network, (side,) * 3, CPU, "fp32") for side in (8, 64))
+    assert 0 < small_window < large

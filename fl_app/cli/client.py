@@ -44,7 +44,7 @@ def client_check(
     site: SiteFile = None,
     job: Annotated[
         Path | None,
-        typer.Option(help="A job file to check the data and the site's limits against.", show_default="defaults"),
+        typer.Option(help="A job file to check data, limits and memory against.", show_default="defaults"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

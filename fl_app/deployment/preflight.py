@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -21,6 +21,9 @@ from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.versions import incompatibility
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB = 2**30
 _LOW_MEMORY_BYTES = 4 * _GIB  # a U-Net on 96^3 patches trains in it
@@ -71,7 +74,7 @@ def check_client(folder: Path, settings: SiteSettings, job: Job | None = None) -
     else:
         _check_connection(probe(kit), found)
     _check_data(settings, job, found)
-    _check_device(settings, found)
+    _check_device(settings, job, found)
     _check_folders(settings, found)
     found.facts["versions"] = ", ".join(f"{name} {version}" for name, version in software_versions().items())
     return found
@@ -137,7 +140,7 @@ def _check_data(settings: SiteSettings, described: Job | None, found: Preflight)
     found.findings += [error("limits", "site.yaml", reason, remedy) for reason in against]
 
 
-def _check_device(settings: SiteSettings, found: Preflight) -> None:
+def _check_device(settings: SiteSettings, job: Job | None, found: Preflight) -> None:
     import torch
 
     from fl_app.training.device import choose_devices
@@ -158,6 +161,10 @@ def _check_device(settings: SiteSettings, found: Preflight) -> None:
     found.facts["device"] = f"{name}, {memory / _GIB:.1f} GiB free, {threads} processor threads"
     if settings.processes > 1:
         found.facts["device"] += f", {settings.processes} processes"
+    if job and found.good:
+        _check_training(settings, job, device, found)
+    elif job:
+        found.unchecked.append("what training takes of the memory: there are errors to mend first")
     if settings.memory_budget_gib and settings.memory_budget_gib * _GIB > memory:
         found.findings.append(
             warning(
@@ -176,6 +183,19 @@ def _check_device(settings: SiteSettings, found: Preflight) -> None:
                 "end other programs on this device, or ask the lead for smaller patches or batches",
             )
         )
+
+
+def _check_training(settings: SiteSettings, job: Job, device: torch.device, found: Preflight) -> None:
+    """Take a training step or two of the job's network, on random patches."""
+    from fl_app.training.device import memory_budget
+    from fl_app.training.fitting import fit_training, too_large
+
+    budget = memory_budget(settings.memory_budget_gib, device)
+    fit = fit_training(job, device, budget)
+    found.facts["training"] = f"the job's network takes {fit.words}"
+    if not fit.fits and not job.search.wanted:
+        what, _, remedy = too_large(fit, budget).partition(" - ")
+        found.findings.append(error("memory-budget", "site.yaml", what, remedy))
 
 
 def _check_folders(settings: SiteSettings, found: Preflight) -> None:

@@ -151,7 +151,6 @@ def environment() -> Environment:
         "size": words.size,
         "sentence": words.sentence,
         "listed": words.listed,
-        "saving": words.saving,
     }
     style, _, _ = PackageLoader("fl_app.reports").get_source(made, "style.css")
     made.globals["style"] = Markup(style)  # ours, no user's text

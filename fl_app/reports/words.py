@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from fl_app.messages import Saving
-
 _NONE = "\N{EN DASH}"
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -41,14 +39,6 @@ def count(number: int, thing: str) -> str:
     """Three sites, 17 sites, one case; of things whose plural ends in s."""
     word = _WORDS[number] if number < len(_WORDS) else f"{number:,}"
     return f"{word} {thing}{'' if number == 1 else 's'}"
-
-
-def saving(told: Saving) -> str:
-    """What a site does to keep to its memory budget; empty if nothing."""
-    parts = ["activations computed again"] if told.recompute else []
-    if told.patch_share < 1:
-        parts.append(f"patches of {told.patch_share:.0%} of the sides")
-    return ", ".join(parts)
 
 
 def listed(names: Iterable[str]) -> str:

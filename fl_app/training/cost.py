@@ -22,6 +22,8 @@ from fl_app.training.device import peak_memory
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name, adapt_layers
 
+_WINDOWS = 5  # that are timed
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -144,6 +146,28 @@ def measure_steps(
     # Linux gives the highest resident size in KiB
     after = torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory(device)
     return Measurement(statistics.median(seconds[1:]), after - before + parameters)
+
+
+@torch.no_grad()
+def window_seconds(network: nn.Module, patch: Sequence[int], device: torch.device, precision: Name) -> float:
+    """Seconds that predicting one window takes: the least of some tries, since other work can only add to it.
+
+    Args:
+        network: as for `training_memory`; it stays as it is.
+        patch: voxels along each axis.
+        device: where it computes.
+        precision: what it computes in.
+    """
+    ready = adapt_layers(copy.deepcopy(network)).to(device).eval()
+    image = torch.rand(1, 1, *patch, device=device)
+    seconds = []
+    for _ in range(1 + _WINDOWS):
+        started = time.perf_counter()
+        with MixedPrecision(precision, device).autocast():
+            logits = ready(image)
+        logits.flatten()[0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 class RandomSteps:

@@ -9,7 +9,9 @@ from torch import nn
 
 from fl_app.config import Job
 from fl_app.messages import Saving
+from fl_app.networks.space.decoding import mebibytes
 from fl_app.training.cost import training_memory as count_memory
+from fl_app.training.cost import window_seconds
 from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
@@ -36,6 +38,11 @@ class Fit:
     def saving(self) -> Saving:
         """What is done to save memory."""
         return Saving(recompute=self.job.training.recompute, patch_share=self.job.training.patch_share)
+
+    @property
+    def words(self) -> str:
+        """What it takes, and how."""
+        return ", ".join(filter(None, [mebibytes(self.memory_bytes), self.saving.words]))
 
 
 def fit_training(job: Job, device: torch.device, budget: float, architecture: str = "") -> Fit:
@@ -66,6 +73,21 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     if not least.fits:
         return least
     return next((better for way in others[:-1] if (better := tried(way)).fits), least)
+
+
+def too_large(fit: Fit, budget: float) -> str:
+    """Why a site cannot train a job's network, and what to do."""
+    return (
+        f"memory_budget_gib: training the job's network takes {mebibytes(fit.memory_bytes)} at least, and the budget "
+        f"is {mebibytes(budget)} - raise it, or let the lead set search.strategy: width, so that this site trains a "
+        "part of the network"
+    )
+
+
+def is_quick(network: nn.Module, job: Job, device: torch.device, longest: float | None) -> bool:
+    """Whether a network predicts a window of the job within so many seconds; none: it may take any time."""
+    precision = choose_precision(job.training.precision, device)
+    return longest is None or window_seconds(network, job.data.patch_voxels, device, precision) <= longest
 
 
 def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
