@@ -91,16 +91,17 @@ def searching(job: Job, share: float, **search: Any) -> Job:
     return Job.model_validate(described)
 
 
-def widths(job: Job, **training: Any) -> Job:
+def widths(job: Job, share: float = Job().search.consensus_share, **training: Any) -> Job:
     """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there.
 
     Args:
         job: the job.
+        share: of the steps, that the narrowest width takes.
         training: settings of the training that save memory at all sites.
     """
     described = job.model_dump()
     described["training"] |= training
-    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
+    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds, "consensus_share": share}
     described["federation"]["rounds"] = 1
     return Job.model_validate(described)
 
@@ -192,6 +193,7 @@ def main() -> None:
             "unet": federate("unet", job),
             "search width": federate("search width", widths(job)),
             "search width lean": federate("search width lean", widths(job, recompute=True)),
+            "search width whole": federate("search width whole", widths(job, share=0.0, recompute=True)),
             "search width only": federate("search width only", widths(job, least_patch_share=1.0)),
             "search width half": federate("search width half", widths(with_network(job, channels=HALF))),
             "search nested": federate("search nested", searched["nested"]),

@@ -43,6 +43,7 @@ class Simulation:
         sites: how many; none: as many as ``data`` has sub-folders, else 3.
         split: how one data set is divided among the sites: iid, by-size, dirichlet:ALPHA or same.
         device: auto, cpu, cuda or cuda:N.
+        memory_budgets_gib: of the sites in their order, or one for each of them; none: what is free.
         shared: folder for what the next run can use again: the phantom cohort, prepared cases.
     """
 
@@ -52,6 +53,7 @@ class Simulation:
     sites: int | None = None
     split: str = "iid"
     device: str = "auto"
+    memory_budgets_gib: tuple[float, ...] = ()
     shared: Path = field(default_factory=lambda: Path("results"))
 
 
@@ -139,12 +141,19 @@ def _run(out: Path, sites: list[str], events: Events, compare: bool) -> Result:
 def _site_settings(simulation: Simulation, events: Events) -> dict[str, SiteSettings]:
     """Each site's name and settings."""
     located = _locate(simulation, events)
+    given = simulation.memory_budgets_gib or (None,)
+    if len(given) not in (1, len(located)):
+        raise UsageError(
+            f"--memory-budget-gib: given {len(given)} times for {len(located)} sites - once for all, or once for each"
+        )
+    budgets = dict(zip(located, given if len(given) > 1 else given * len(located), strict=True))
     return {
         name: SiteSettings(
             data=folder.absolute(),
             cases=cases,
             device=simulation.device,
             threads=_threads(len(located)),
+            memory_budget_gib=budgets[name],
             cache=(simulation.shared / "cache").absolute(),
             output=(simulation.out / "sites" / name).absolute(),
             state=(simulation.out / "sites" / name / "state").absolute(),

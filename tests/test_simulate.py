@@ -12,11 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fl_app.config_file import load_job
 from fl_app.data.site_data import load_site_data
 from fl_app.model_file import load_model
 from fl_app.result import read_result
 from fl_app.site import SiteSettings, write_site
-from fl_app.training.trainer import Trainer
+from fl_app.training.fitting import training_memory
+from fl_app.training.trainer import Trainer, ready_network
 from tests.federation import fedspleen, processes_about, start_fedspleen, write_job, write_sites
 from tests.test_house import ROOT
 
@@ -143,15 +145,27 @@ def test_baselines_have_the_same_budget_and_the_same_test_cases(run):
 
 
 def test_deterministic_runs_give_the_same_weights_bit_for_bit(run):
+    """Also where a site has less memory, and so computes activations again."""
     folder, _, arguments = run
-    again = fedspleen(*arguments, "--out", folder / "again", cwd=folder)
+    job, cpu = load_job(folder / "job.yaml"), torch.device("cpu")
+    plain = training_memory(ready_network(job, cpu), job, cpu) / 2**30
+    budgets = ["--memory-budget-gib", 2 * plain, "--memory-budget-gib", 0.99 * plain]
+    again = fedspleen(*arguments, *budgets, "--out", folder / "again", cwd=folder)
     assert again.returncode == 0, again.stderr
+    sites = read_result(folder / "again" / "result.json").sites
+    assert not sites["site-1"].saving.recompute and sites["site-2"].saving.recompute
     for name in ("best", "last"):
         first, _ = load_model(folder / "out" / "model" / f"{name}.safetensors")
         second, _ = load_model(folder / "again" / "model" / f"{name}.safetensors")
         assert all(torch.equal(first[key], second[key]) for key in first)
     told = [read_result(folder / each / "result.json").final for each in ("out", "again")]
     assert told[0] == told[1]
+
+
+def test_budgets_are_for_all_sites_or_for_each(run):
+    folder, _, arguments = run
+    done = fedspleen(*arguments, *["--memory-budget-gib", 1] * 3, "--out", folder / "never", cwd=folder)
+    assert done.returncode == 2 and "given 3 times for 2 sites - once for all" in done.stderr
 
 
 def test_a_result_is_never_overwritten(run):

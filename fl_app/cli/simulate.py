@@ -29,6 +29,14 @@ def simulate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    memory_budget_gib: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.001,
+            help="Memory that training may use, in GiB: once for all sites, or once for each in their order.",
+            show_default="what is free",
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="How one data set is divided: iid, by-size, dirichlet:ALPHA or same (all to each).")
     ] = "iid",
@@ -49,12 +57,12 @@ def simulate(
     if seed is not None:
         overrides["seed",] = seed
     if resume:
-        if overrides or sites or data or config or out:
+        if overrides or sites or data or config or out or memory_budget_gib:
             raise UsageError("--resume goes on with that run's own settings - leave the other options out")
         config, out = resume / "job.yaml", resume
     job = load_job(config or _QUICK_JOB, overrides)
     out = result_folder(job, out)
-    simulation = Simulation(job, out, data, sites, split, device)
+    simulation = Simulation(job, out, data, sites, split, device, tuple(memory_budget_gib or ()))
     console = open_console()
     console.print(f"fedspleen {own_version()}: {job.name}, {job.federation.rounds} rounds")
     console.print(f"result folder: {out}")
