@@ -65,6 +65,11 @@ def base_job(seed: int, rounds: int, steps: int, tuning: int) -> Job:
     )
 
 
+def recomputing(job: Job) -> Job:
+    """The same job, all sites computing activations again."""
+    return job.model_copy(update={"training": job.training.model_copy(update={"recompute": True})})
+
+
 def with_network(job: Job, **network: Any) -> Job:
     """The same job with another network."""
     return Job.model_validate({**job.model_dump(), "network": network})
@@ -91,17 +96,10 @@ def searching(job: Job, share: float, **search: Any) -> Job:
     return Job.model_validate(described)
 
 
-def widths(job: Job, share: float = Job().search.consensus_share, **training: Any) -> Job:
-    """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there.
-
-    Args:
-        job: the job.
-        share: of the steps, that the narrowest width takes.
-        training: settings of the training that save memory at all sites.
-    """
+def widths(job: Job) -> Job:
+    """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there."""
     described = job.model_dump()
-    described["training"] |= training
-    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds, "consensus_share": share}
+    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
     described["federation"]["rounds"] = 1
     return Job.model_validate(described)
 
@@ -112,14 +110,25 @@ def unet_memory(job: Job) -> int:
     return training_memory(ready_network(job, device), job, device)
 
 
-def federated(name: str, job: Job, sites: dict[str, SiteSettings], out: Path, budgets: dict[str, int]) -> Run:
-    """Rehearse a job; its sites' personal models."""
+def federated(
+    name: str, job: Job, sites: dict[str, SiteSettings], out: Path, budgets: dict[str, int], keep: bool = False
+) -> Run:
+    """Rehearse a job; its sites' personal models.
+
+    Args:
+        name: of the run.
+        job: the job.
+        sites: the sites.
+        out: folder for the result.
+        budgets: bytes, by site.
+        keep: whether the sites keep to them; with a search they do.
+    """
     started = time.monotonic()
     own = {
         site: settings.model_copy(
             update={
                 "output": out / site,
-                "memory_budget_gib": budgets[site] / 2**30 if job.search.wanted else None,
+                "memory_budget_gib": budgets[site] / 2**30 if keep or job.search.wanted else None,
             }
         )
         for site, settings in sites.items()
@@ -183,18 +192,16 @@ def main() -> None:
         sites = {path.name: SiteSettings(data=path, cache=arguments.out / "cache") for path in data}
         budgets = {site: int(memory * share) for site, share in zip(sites, arguments.budgets, strict=True)}
 
-        def federate(name: str, changed: Job) -> Callable[[], Run]:
-            return lambda: federated(name, changed, sites, folder / name, budgets)  # noqa: B023 - called at once
+        def federate(name: str, changed: Job, keep: bool = False) -> Callable[[], Run]:
+            return lambda: federated(name, changed, sites, folder / name, budgets, keep)  # noqa: B023 - called at once
 
         with_ditto = job.model_copy(update={"personal": job.personal.model_copy(update={"ditto": 0.1})})
         share = arguments.supernet_share
         searched = {mode: searching(job, share, mode=mode) for mode in ("nested", "consensus", "free")}
         rows: dict[str, Callable[[], Run]] = {
             "unet": federate("unet", job),
-            "search width": federate("search width", widths(job)),
-            "search width lean": federate("search width lean", widths(job, recompute=True)),
-            "search width whole": federate("search width whole", widths(job, share=0.0, recompute=True)),
-            "search width only": federate("search width only", widths(job, least_patch_share=1.0)),
+            "unet in budget": federate("unet in budget", recomputing(job), keep=True),
+            "search width": federate("search width", widths(recomputing(job))),
             "search width half": federate("search width half", widths(with_network(job, channels=HALF))),
             "search nested": federate("search nested", searched["nested"]),
             "search random": federate("search random", searching(job, share, mode="nested", strategy="random")),

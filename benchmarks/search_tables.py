@@ -17,6 +17,9 @@ ROWS = (
     ("centralised", "centralised"),
     ("unet", "federated"),
     ("unet", "federated tuned"),
+    ("unet in budget", "federated"),
+    ("unet in budget", "federated tuned"),
+    ("unet in budget", "taken home"),
     ("ditto", "ditto"),
     ("segresnet", "federated"),
     ("segresnet", "federated tuned"),
@@ -24,10 +27,6 @@ ROWS = (
     ("dynunet", "federated tuned"),
     ("search width", "searched"),
     ("search width", "searched tuned"),
-    ("search width lean", "searched"),
-    ("search width lean", "searched tuned"),
-    ("search width only", "searched"),
-    ("search width only", "searched tuned"),
     ("search width half", "searched"),
     ("search width half", "searched tuned"),
     ("search random", "searched"),
@@ -40,7 +39,6 @@ ROWS = (
     ("search free", "searched tuned"),
     ("search nested", "taken home"),
     ("search width", "taken home"),
-    ("search width lean", "taken home"),
     ("search width half", "taken home"),
 )
 COMPARED = ("unet", "federated tuned")

@@ -79,7 +79,8 @@ class LocalNetwork:
         if steps:
             self._scored = None
         now = self.trainer.shared_values()
-        differences = {name: now[name] - values[name] for name in now}
+        names = self.trainer.trained_names()
+        differences = {name: now[name] - values[name] for name in now if name in names}
         sent = self._rounding.encode(differences) if self._rounding else differences
         self._state.keep(self.trainer, number, best)
         if self.ditto:
@@ -88,7 +89,8 @@ class LocalNetwork:
             self._ditto_state.keep(self.ditto, number, best)
         _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
         held = peak_memory(self.trainer.device)
-        return sent, train_report(number, trained, len(self._data.training), held, received)
+        touched = dict.fromkeys(differences, trained.steps) if len(differences) < len(now) else None
+        return sent, train_report(number, trained, len(self._data.training), held, received, touched)
 
     def restore_ditto(self, number: int) -> None:
         """Put the site's own model back to where it was after a round."""

@@ -57,7 +57,8 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest is.
         """
-        fit, eighths = main, WIDTHS[-1]
+        eighths = WIDTHS[-1]
+        fit = self._fit(Width(eighths).to_json()) if main.saving.frozen_share else main
         while not (fits := fit.fits and self._is_quick(fit)) and eighths > WIDTHS[0]:
             eighths -= 1
             fit = self._fit(Width(eighths).to_json())

@@ -75,6 +75,7 @@ class Saving(Report):
     patch_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
         1.0, description="sides of its training patches, as a share of data.patch_voxels"
     )
+    frozen_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="part of the weights that it leaves")
 
     @property
     def words(self) -> str:
@@ -82,6 +83,8 @@ class Saving(Report):
         parts = ["activations computed again"] if self.recompute else []
         if self.patch_share < 1:
             parts.append(f"patches of {self.patch_share:.0%} of the sides")
+        if self.frozen_share:
+            parts.append(f"{self.frozen_share:.0%} of the weights left to other sites")
         return ", ".join(parts)
 
 
@@ -147,7 +150,7 @@ class TrainReport(Report):
     memory_bytes: Bytes = Field(description="the most that the site's process has held, of the GPU if it has one")
     received: Validation | None = Field(description="of the model that the round began with; none for a supernet")
     touched: dict[str, Count] | None = Field(
-        description="supernet only: in how many steps each value was trained; only these travel back"
+        description="in how many steps each value was trained, if not all were; only these travel back"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class Plan:
         held: for each site that takes part the names of the values that travel.
         own: for each site the names of values that it holds alone; they travel until it has taken part in a round.
         architectures: for each site its network of the search space, as JSON; none: the network has no variants.
-        partial: whether an update may leave out values that the site did not train (supernet).
+        partial: whether each site trains parts of the network in a round, as it likes (supernet).
     """
 
     network: str
@@ -120,6 +121,7 @@ class Training:
         resent: list[str] = []
         payloads = self._payloads(number, resent.append)
         shares, scores = dict[str, int](), dict[str, Validation]()
+        holders = Counter[str]()
         self._guard.begin(number, like)
 
         def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
@@ -137,6 +139,7 @@ class Training:
             except FederationError as error:
                 return str(error)
             shares[site] = share
+            holders.update(expected)
             if trained.received:
                 scores[site] = trained.received
             held = {name: like[name] for name in self.plan.held[site]}
@@ -149,7 +152,10 @@ class Training:
         exchange = self._sites.ask(TRAIN, payloads, answer)
         self._choose(number - 1, scores)
         self._sites.require_quorum(exchange, f"in round {number}")
-        self.standing.values |= self._outgoing.settle(like, aggregate.apply())
+        # the mean of a single site's update would be that update, for all to see
+        least = min(self._job.search.min_holders, len(shares))
+        after = {name: value if holders[name] >= least else like[name] for name, value in aggregate.apply().items()}
+        self.standing.values |= self._outgoing.settle(like, after)
         self.standing.rest = self._outgoing.rest
         self.standing.round, self.standing.norms = number, self._guard.norms
         self._save("last", number, None)
@@ -207,7 +213,7 @@ class Training:
     def _expected(self, site: str, report: TrainReport) -> Names:
         """The names of the values that an update must hold."""
         held = self.plan.held[site]
-        if not self.plan.partial:
+        if report.touched is None and not self.plan.partial:
             return held
         touched = set(report.touched or ())
         return tuple(name for name in held if name in touched)

@@ -7,15 +7,18 @@ import torch
 
 from fl_app.config import Job
 from fl_app.config_file import load_job, parse_job
+from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
+from fl_app.model_file import load_model
 from fl_app.networks import build_network
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.fitting import fit_training, training_memory
+from fl_app.training.freezing import freeze, frozen_names
 from fl_app.training.precision import MixedPrecision, adapt_layers
 from fl_app.training.recompute import recompute
-from fl_app.training.trainer import ready_network
+from fl_app.training.trainer import Trainer, ready_network
 from tests.federation import write_job, write_sites
 from tests.test_search_federation import Wire, settings
 
@@ -89,6 +92,26 @@ def test_patches_are_no_smaller_than_the_job_allows():
     )
 
 
+def test_as_much_is_left_to_others_as_the_job_allows():
+    network = {"name": "unet", "channels": (4, 8, 16)}
+    least = fit_training(job(network), CPU, 0)
+    trained = [each.numel() for each in least.network.parameters() if each.requires_grad]
+    whole = sum(each.numel() for each in least.network.parameters())
+    assert least.saving.frozen_share == 0.9 and 0.1 * whole <= sum(trained) < 0.3 * whole
+    assert fit_training(job(network, most_frozen_share=0.5), CPU, 0).saving.frozen_share == 0.5
+    assert fit_training(job(network, most_frozen_share=0.0), CPU, 0).saving.frozen_share == 0.0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_the_largest_weights_are_frozen_as_far_as_the_share_goes(share):
+    network = freeze(build_network(job({"name": "unet", "channels": (4, 8, 16)})), share)
+    sizes = {name: each.numel() for name, each in network.named_parameters()}
+    frozen, left = frozen_names(network), share * sum(sizes.values())
+    taken = sum(sizes[name] for name in frozen)
+    assert 0.8 * left < taken <= left and all(each.requires_grad for each in network.parameters() if each.dim() == 1)
+    assert max(sizes, key=sizes.get) in frozen or max(sizes.values()) > left
+
+
 def test_batch_normalisation_counts_each_batch_once():
     least = fit_training(job({"name": "unet", "channels": (4, 8), "normalisation": "batch"}), CPU, 0)
     assert not least.saving.recompute and least.saving.patch_share == 0.75
@@ -111,9 +134,20 @@ def test_what_cannot_be_trained_is_a_mistake_of_the_job(text, reason):
         parse_job(text, "job.yaml")
 
 
+def test_frozen_weights_stay_as_they_are_and_are_no_part_of_what_is_trained(data, asked):
+    training = asked.training.model_copy(update={"frozen_share": 0.5, "optimizer": "adam", "weight_decay": 0.1})
+    thrifty = asked.model_copy(update={"training": training})
+    held = load_site_data(data / "site-1", thrifty.data, thrifty.seed, None)
+    trainer = Trainer(thrifty, held.training, CPU, "site-1")
+    before = trainer.all_values()
+    trainer.train(1, 3, 1)
+    changed = {name for name, value in trainer.all_values().items() if not torch.equal(value, before[name])}
+    assert changed and changed == trainer.trained_names() == set(trainer.exchanged) - frozen_names(trainer.network)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=4)
+    return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=4, site_3=4)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +157,7 @@ def asked(tmp_path_factory):
         write_job(
             path,
             data={"patch_voxels": [32, 32, 16]},
+            network={"channels": [8, 16, 32]},
             training={"steps_per_round": 2, "precision": "fp32"},
             federation={"rounds": 2},
             personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1},
@@ -150,10 +185,46 @@ def test_a_site_with_little_memory_takes_part_with_the_whole_network(data, asked
 
 
 def test_a_site_with_less_memory_trains_on_smaller_patches(data, asked, tmp_path):
-    budget = 1.01 * fit_training(asked, CPU, 0).memory_bytes / 2**20
-    result = rehearse(asked, settings(data, tmp_path, {"site-1": budget, "site-2": 100.0}), tmp_path / "out")
+    whole = asked.training.model_copy(update={"most_frozen_share": 0.0})
+    job = asked.model_copy(update={"training": whole})
+    budget = 1.01 * fit_training(job, CPU, 0).memory_bytes / 2**20
+    result = rehearse(job, settings(data, tmp_path, {"site-1": budget, "site-2": 100.0}), tmp_path / "out")
     assert result.status == "finished" and len(result.rounds) == 2
     assert result.sites["site-1"].saving.patch_share < 1 == result.sites["site-2"].saving.patch_share
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_a_site_leaves_to_others_is_averaged_over_those_that_train_it(data, asked, tmp_path, bits):
+    """Sites 1 and 2 train all; site 3 has the whole model, and sends what it has trained."""
+    federation = asked.federation.model_copy(update={"transfer_bits": bits})
+    job = asked.model_copy(update={"federation": federation})
+    least = fit_training(job, CPU, 0)
+    little = frozen_names(least.network)
+    budgets = {"site-1": 100.0, "site-2": 100.0, "site-3": 1.01 * least.memory_bytes / 2**20}
+    sites = settings(data, tmp_path, budgets)
+    wire = Wire(rehearsal_channel(job, sites))
+    result = rehearse(job, sites, tmp_path / "out", wire)
+    assert result.sites["site-3"].saving.frozen_share == 0.9
+    for task, site, _, down, up, report in wire.sent:
+        if task == "train":
+            left = little if site == "site-3" else set()
+            assert up == set(build_network(job).state_dict()) - left and (report["touched"] is None) == (not left)
+            assert bits < 32 or down >= up | left
+    last, _ = load_model(tmp_path / "out" / "model" / "last.safetensors")
+    start = build_network(job).state_dict()
+    assert all(not torch.equal(last[name], start[name]) for name in little), "the others have trained it"
+
+
+def test_what_a_single_site_trains_changes_nothing_for_all_to_see(data, asked, tmp_path):
+    """Two of three sites leave the same weights to the third: their mean would be its own update."""
+    least = fit_training(asked, CPU, 0)
+    little = 1.01 * least.memory_bytes / 2**20
+    sites = settings(data, tmp_path, {"site-1": 100.0, "site-2": little, "site-3": little})
+    result = rehearse(asked, sites, tmp_path / "out")
+    last, _ = load_model(tmp_path / "out" / "model" / "last.safetensors")
+    start = build_network(asked).state_dict()
+    same = {name for name in last if torch.equal(last[name], start[name])}
+    assert result.status == "finished" and same == frozen_names(least.network)
 
 
 def test_a_budget_that_holds_no_training_step_names_what_it_would_take(data, asked, tmp_path, caplog):

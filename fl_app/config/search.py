@@ -46,8 +46,8 @@ class SearchSettings(Settings):
     )
     min_holders: Positive = Field(
         2,
-        description="a parameter travels if at least so many sites' networks have it; that of one site alone would be "
-        "that site's own update, for all to see",
+        description="a parameter travels if at least so many sites' networks have it, and changes in a round if as "
+        "many have trained it; the mean of one site's update would be that update, for all to see",
     )
     least_share: Fraction = Field(0.3, description="smallest sampled network, as a share of the site's budget")
     consensus_share: Fraction = Field(

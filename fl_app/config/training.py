@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fl_app.config.base import Positive, Probability, Settings
+from fl_app.config.base import Fraction, Positive, Probability, Settings
 
 PatchShare = Annotated[float, Field(ge=0.25, le=1)]
 
@@ -59,6 +59,16 @@ class TrainingSettings(Settings):
         description="activations are not kept for the backward pass, but computed again: the same gradients in less "
         "memory and more time. A site does so by itself where its memory budget holds no training step otherwise. Not "
         "with batch normalisation",
+    )
+    frozen_share: Fraction = Field(
+        0.0,
+        description="part of the weights that is not trained, the largest tensors of the network first, which saves "
+        "their gradients and optimiser states",
+    )
+    most_frozen_share: Fraction = Field(
+        0.9,
+        description="a site whose memory budget holds no training step otherwise goes up to this frozen_share by "
+        "itself; what it does not train, others do: each value is averaged over the sites that have trained it",
     )
     foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(

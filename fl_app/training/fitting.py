@@ -16,6 +16,7 @@ from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
 _PATCH_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+_FROZEN_SHARES = (0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Fit:
     @property
     def saving(self) -> Saving:
         """What is done to save memory."""
-        return Saving(recompute=self.job.training.recompute, patch_share=self.job.training.patch_share)
+        training = self.job.training
+        return Saving(
+            recompute=training.recompute, patch_share=training.patch_share, frozen_share=training.frozen_share
+        )
 
     @property
     def words(self) -> str:
@@ -65,7 +69,7 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
             return Fit(way, network, taken, False)
         return Fit(way, network, taken, taken <= budget)
 
-    first, *others = _ways(job)
+    first, *others = ways_to_save(job, architecture)
     found = tried(first)
     if found.fits or not others:
         return found
@@ -105,7 +109,7 @@ def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
     ).peak
 
 
-def _ways(job: Job) -> list[Job]:
+def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     """The job as it is, and with settings that take less memory and more time, one after the other."""
     ways = [job]
     if job.network.normalisation != "batch" and not job.training.recompute:
@@ -115,6 +119,11 @@ def _ways(job: Job) -> list[Job]:
             way = _with(ways[-1], patch_share=share)
             if way.training_patch != ways[-1].training_patch and way.trains_on(way.training_patch):
                 ways.append(way)
+    # networks that differ by site share by what they hold, not by what they train
+    shares = () if architecture else _FROZEN_SHARES
+    for share in shares:
+        if job.training.frozen_share < share <= job.training.most_frozen_share:
+            ways.append(_with(ways[-1], frozen_share=share))
     return ways
 
 

@@ -29,7 +29,7 @@ def train_report(
         training_cases: how many cases the site trains on.
         memory_bytes: the most that the process has held, as `fl_app.training.device.peak_memory` has it.
         received: scores of the model that the round began with; none for a supernet.
-        touched: supernet only: in how many steps each value was trained.
+        touched: in how many steps each value was trained, if not all were.
     """
     return TrainReport(
         round=number,

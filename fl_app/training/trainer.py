@@ -21,6 +21,7 @@ from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.found import build_found, read_found
 from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
+from fl_app.training.freezing import freeze, frozen_names
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
 from fl_app.training.parallel import Alone, Pull
@@ -62,6 +63,8 @@ def ready_network(job: Job, device: torch.device, architecture: str = "", traini
     network = adapt_layers(network).to(device)
     if job.training.recompute:
         recompute(network)
+    if job.training.frozen_share and not architecture:
+        freeze(network, job.training.frozen_share)
     return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
 
 
@@ -109,6 +112,10 @@ class Trainer:
         self.team = Alone()
         self._loss = build_loss(job.training.loss)
         self._optimizer = build_optimizer(job.training, self.network)
+
+    def trained_names(self) -> frozenset[str]:
+        """The names of the values that travel and that training changes."""
+        return frozenset(self.exchanged) - frozen_names(self.network)
 
     def shared_values(self) -> dict[str, torch.Tensor]:
         """A copy on the CPU of all values that sites exchange, by name."""
