@@ -61,7 +61,7 @@ def main() -> None:
             row = {"network": name, "way": label, "memory": taken / memory[0], "time": times[0] / times[1]}
             rows.append(row)
             print(
-                f"{name:10} {label:62} {mebibytes(taken):>10}  {row['memory']:.2f} x memory  {row['time']:.2f} x time",
+                f"{name:10} {label:95} {mebibytes(taken):>10}  {row['memory']:.2f} x memory  {row['time']:.2f} x time",
                 flush=True,
             )
     if arguments.json:

@@ -246,7 +246,8 @@ class SiteFailure(Report):
 _FAILURES = {
     "data": "its data cannot be used - its engineer finds each problem and its remedy in the site's own log",
     "training": "its training diverged - lower training.learning_rate, or set training.precision: fp32",
-    "memory": "it ran out of memory - lower training.batch_size or data.patch_voxels, or give the site more",
+    "memory": "it ran out of memory - set memory_budget_gib in its site.yaml, so that it trains in less, or lower "
+    "training.batch_size or data.patch_voxels",
     "device": "its GPU failed, or has gone - its engineer looks after it and starts the site again",
     "disk": "it cannot read or write a file it needs - its engineer finds which in the site's own log",
     "configuration": "the job does not fit the site's device or software - the site's own log says what",

@@ -147,7 +147,7 @@ def test_a_training_that_runs_out_of_memory_costs_that_site_that_round_only(data
         training={"batch_size": 1200},  # one layer's output is 157 MB, more than the C library keeps of freed memory
     )
     assert result.status == "finished" and set(result.rounds[1].left_out) == {"site-2"}
-    assert "ran out of memory - lower training.batch_size" in result.rounds[1].left_out["site-2"]
+    assert "ran out of memory - set memory_budget_gib in its site.yaml" in result.rounds[1].left_out["site-2"]
     assert result.rounds[2].left_out == {}
 
 
