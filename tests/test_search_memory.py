@@ -67,7 +67,8 @@ def test_what_is_measured_is_what_a_linear_network_must_hold():
     voxels, weights = 16**3, 2 + 2
     found = training_memory(network, job(patch=(16, 16, 16), optimizer="sgd", loss="dice"), CPU)
     bare = training_memory(nn.Conv3d(1, 2, 1, bias=False), job(patch=(16, 16, 16), optimizer="sgd", loss="dice"), CPU)
-    assert found - bare == 2 * 3 * 4
+    # the bias and its momentum; the peak is in the loss, when there are no gradients yet
+    assert found - bare == 2 * 2 * 4
     assert found > 4 * voxels + 3 * 4 * weights
 
 

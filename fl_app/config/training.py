@@ -52,7 +52,7 @@ class TrainingSettings(Settings):
         1.0, description="sides of a training patch as a share of data.patch_voxels, down to what the network divides"
     )
     least_patch_share: PatchShare = Field(
-        0.75, description="a site whose memory budget holds no training step goes down to this patch_share by itself"
+        0.625, description="a site whose memory budget holds no training step goes down to this patch_share by itself"
     )
     recompute: bool = Field(
         False,
@@ -69,6 +69,11 @@ class TrainingSettings(Settings):
         0.9,
         description="a site whose memory budget holds no training step otherwise goes up to this frozen_share by "
         "itself; what it does not train, others do: each value is averaged over the sites that have trained it",
+    )
+    accumulate: Positive = Field(
+        1,
+        description="batches that an optimiser step takes one after the other, adding up their gradients; a site with "
+        "smaller patches takes as many as make up for them",
     )
     foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(

@@ -199,12 +199,17 @@ class RandomSteps:
         self._loss = build_loss(settings.loss)
         self._precision = MixedPrecision(precision, device)
         self._clip = settings.gradient_clip
+        self._count = settings.accumulate
 
     def step(self) -> None:
-        """Forward, backward, and a step of the optimiser."""
-        with self._precision.autocast():
-            logits = self.network(self.images)
-        self._precision.step(self._loss(logits, self._labels), self.network, self.optimizer, self._clip)
+        """Forward and backward as often as a step takes batches, and a step of the optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self._count):
+            with self._precision.autocast():
+                logits = self.network(self.images)
+            self._precision.backward(self._loss(logits, self._labels))
+            del logits
+        self._precision.update(self.network, self.optimizer, self._clip)
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,19 @@ from fl_app.training.cost import window_seconds
 from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
-_PATCH_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
-_FROZEN_SHARES = (0.5, 0.75, 0.9)
+# (patch_share, frozen_share), from what costs little to what costs much
+_SAVINGS = (
+    (1.0, 0.0),
+    (1.0, 0.5),
+    (0.875, 0.5),
+    (0.75, 0.5),
+    (0.75, 0.75),
+    (0.75, 0.9),
+    (0.625, 0.9),
+    (0.5, 0.9),
+    (0.375, 0.9),
+    (0.25, 0.9),
+)
 
 
 @dataclass(frozen=True)
@@ -111,19 +123,21 @@ def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
 
 def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     """The job as it is, and with settings that take less memory and more time, one after the other."""
+    settings, again = job.training, job.network.normalisation != "batch"
     ways = [job]
-    if job.network.normalisation != "batch" and not job.training.recompute:
-        ways.append(_with(ways[-1], recompute=True))
-    for share in _PATCH_SHARES:
-        if job.training.least_patch_share <= share < job.training.patch_share:
-            way = _with(ways[-1], patch_share=share)
-            if way.training_patch != ways[-1].training_patch and way.trains_on(way.training_patch):
-                ways.append(way)
-    # networks that differ by site share by what they hold, not by what they train
-    shares = () if architecture else _FROZEN_SHARES
-    for share in shares:
-        if job.training.frozen_share < share <= job.training.most_frozen_share:
-            ways.append(_with(ways[-1], frozen_share=share))
+    for patch_share, frozen_share in _SAVINGS:
+        patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
+        frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
+        # networks that differ by site share by what they hold, not by what they train
+        way = _with(job, recompute=again, patch_share=patch, frozen_share=0.0 if architecture else frozen)
+        if way.training_patch != job.training_patch:
+            if not way.trains_on(way.training_patch):
+                continue
+            # a step sees as many voxels as before
+            smaller = math.prod(job.training_patch) / math.prod(way.training_patch)
+            way = _with(way, accumulate=round(settings.accumulate * smaller))
+        if way not in ways:
+            ways.append(way)
     return ways
 
 

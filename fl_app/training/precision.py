@@ -56,7 +56,15 @@ class MixedPrecision:
     def step(self, loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
         """Backward pass, gradient clipping at norm ``clip`` (0: none) and one optimiser step."""
         optimizer.zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.update(network, optimizer, clip)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass; gradients are added to those that there are."""
         self._scaler.scale(loss).backward()
+
+    def update(self, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        """Gradient clipping at norm ``clip`` (0: none) and one optimiser step."""
         if clip:
             self._scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)

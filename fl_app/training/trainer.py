@@ -198,16 +198,19 @@ class Trainer:
         rate = learning_rate(settings, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        batch = settings.batch_size
-        images, labels = self._sampler.draw(batch, chance, self.team.share(batch))
-        images, labels = images.to(self.device), labels.to(self.device)
-        with self.precision.autocast():
-            logits = self._predict(images)
-        loss = self.team.loss(self._loss, logits, labels, batch)
-        self.precision.step(
-            loss + _distance(strength, reference), self.network, self._optimizer, settings.gradient_clip
-        )
-        return loss.detach()
+        batch, count = settings.batch_size, settings.accumulate
+        mean = torch.zeros((), device=self.device)
+        self._optimizer.zero_grad(set_to_none=True)
+        for number in range(count):
+            images, labels = self._sampler.draw(batch, chance, self.team.share(batch))
+            images, labels = images.to(self.device), labels.to(self.device)
+            with self.precision.autocast():
+                logits = self._predict(images)
+            loss = self.team.loss(self._loss, logits, labels, batch) / count
+            mean += loss.detach()
+            self.precision.backward(loss if number else loss + _distance(strength, reference))
+        self.precision.update(self.network, self._optimizer, settings.gradient_clip)
+        return mean
 
     def _pull(self, pull: Pull | None) -> tuple[float, Pairs]:
         """Strength, and each parameter with the value that it is pulled to."""
