@@ -127,6 +127,8 @@ class Training:
         def answer(site: str, values: Values, report: dict[str, Any]) -> str | None:
             trained = TrainReport.model_validate(report)
             expected = self._expected(site, trained)
+            if not expected:
+                return "it trained none of the values that were sent"
             claim = Claim(trained.round, trained.steps, trained.training_cases)
             shapes = {name: like[name].shape for name in expected}
             arrived, values = payload_bytes(values), decode(values, shapes, self._bits) if self._bits < 32 else values

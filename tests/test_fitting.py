@@ -105,6 +105,12 @@ def test_as_much_is_left_to_others_as_the_job_allows():
     assert fit_training(job(network, most_frozen_share=0.0), CPU, 0).saving.frozen_share == 0.0
 
 
+def test_updates_that_are_compared_as_a_whole_hold_all_weights():
+    described = job({"name": "unet", "channels": (4, 8)}).model_dump() | {"federation": {"aggregator": "multi_krum"}}
+    least = fit_training(Job.model_validate(described), CPU, 0)
+    assert least.saving.recompute and not least.saving.frozen_share
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_the_largest_weights_are_frozen_as_far_as_the_share_goes(share):
     network = freeze(build_network(job({"name": "unet", "channels": (4, 8, 16)})), share)

@@ -124,12 +124,13 @@ def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
 def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     """The job as it is, and with settings that take less memory and more time, one after the other."""
     settings, again = job.training, job.network.normalisation != "batch"
+    # networks that differ by site share by what they hold, not by what they train; krum compares whole updates
+    whole = bool(architecture) or "krum" in job.federation.aggregator
     ways = [job]
     for patch_share, frozen_share in _SAVINGS:
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
-        # networks that differ by site share by what they hold, not by what they train
-        way = _with(job, recompute=again, patch_share=patch, frozen_share=0.0 if architecture else frozen)
+        way = _with(job, recompute=again, patch_share=patch, frozen_share=settings.frozen_share if whole else frozen)
         if way.training_patch != job.training_patch:
             if not way.trains_on(way.training_patch):
                 continue
