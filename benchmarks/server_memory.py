@@ -30,7 +30,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 
 from fl_app.config import Job
 from fl_app.data.phantom import make_cohort
-from fl_app.messages import PREPARE, TEST, TRAIN, SiteReady, Spread, TestReport, TrainReport, Validation
+from fl_app.messages import PREPARE, TEST, TRAIN, Saving, SiteReady, Spread, TestReport, TrainReport, Validation
 from fl_app.messages import ValidationReport as Validated
 from fl_app.networks import build_network
 from fl_app.rehearsal import rehearse
@@ -87,6 +87,7 @@ class Visitors:
                 precision="fp32",
                 versions=software_versions(),
                 restored=None,
+                saving=Saving(),
                 search=None,
                 seconds=0.0,
             ).model_dump()

@@ -124,7 +124,7 @@ class SiteReady(Report):
     restored: bool | None = Field(
         description="its optimiser and local layers as after its last round; none: nothing to restore",
     )
-    saving: Saving = Field(Saving(), description="to train the job's own network")
+    saving: Saving = Field(description="to train the job's own network")
     search: SearchReady | None = Field(description="only if the job searches")
     seconds: Seconds
 

@@ -22,6 +22,7 @@ from fl_app.messages import (
     MemoryFit,
     PersonalModel,
     PersonalReport,
+    Saving,
     ScoreReport,
     SearchReady,
     SiteReady,
@@ -85,6 +86,7 @@ class LightSite:
             precision="fp32",
             versions=VERSIONS,
             restored=None,
+            saving=Saving(),
             search=search,
             seconds=0.0,
         )

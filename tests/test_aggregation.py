@@ -447,6 +447,7 @@ def ready(**more):
         "device": "cpu",
         "search": None,
         "restored": None,
+        "saving": {},
     }
     return SiteReady.model_validate(
         values | {"precision": "bf16", "versions": {"torch": "2"}, "seconds": 1.23456} | more

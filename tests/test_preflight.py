@@ -19,7 +19,7 @@ from fl_app.deployment.kit import open_kit
 from fl_app.deployment.participant import site_settings
 from fl_app.deployment.preflight import check_client
 from fl_app.errors import ConfigError, FederationError, KitError, UsageError
-from fl_app.messages import SiteReady
+from fl_app.messages import Saving, SiteReady
 from fl_app.site import SiteSettings
 from fl_app.training.fitting import training_memory
 from fl_app.training.trainer import ready_network
@@ -317,6 +317,7 @@ def test_the_server_leaves_out_a_site_of_another_version(tmp_path):
         precision="fp32",
         versions={"fedspleen": own_version()},
         restored=None,
+        saving=Saving(),
         search=None,
         seconds=1,
     ).model_dump()
