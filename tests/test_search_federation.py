@@ -135,6 +135,24 @@ def test_a_site_whose_memory_the_plain_network_breaks_does_not_train_it(run):
         assert all(model.memory_bytes <= result.search.sites[site].budget_bytes for model in kept.models.values())
 
 
+def test_what_a_single_site_has_trained_of_the_supernet_is_not_for_all_to_see(run):
+    """Its mean would be that site's update: it stays as it was. What both have trained has changed."""
+    job, result, sent, folder = run
+    space = job.search.space
+    one, other = (
+        set(report["touched"])
+        for task, _, facts, _, _, report in sent
+        if task == "train" and facts["network"] == "supernet"
+    )
+    found = {text for each in result.search.sites.values() for text in [each.architecture]}
+    later = {name for text in found for name in weight_names(space, read_architecture(text, space))}
+    values, _ = load_model(folder / "out" / "model" / "searched" / "supernet.safetensors")
+    start = Supernet(space, 1, job.seed).state_dict()
+    same = {name for name in values if torch.equal(values[name], start[name])}
+    assert (one ^ other) - later, "the sites have trained different paths"
+    assert (one ^ other) - later <= same and not (one & other) & same
+
+
 def test_each_site_keeps_the_best_of_its_models_by_its_own_validation(run):
     _, result, _, folder = run
     for site, kept in result.personal.sites.items():
