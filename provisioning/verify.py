@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -140,25 +140,28 @@ def _verify(
         raise KitError(f"{path}: {MANIFEST}: {error}") from None
     if not signing.is_signed_by(bytes.fromhex(manifest.signing_key), files[MANIFEST], files.get(SIGNATURE, b"")):
         problems.append(f"{SIGNATURE}: {'does not fit the kit' if SIGNATURE in files else 'missing'}")
-    changes = _changes(manifest, files)
+    damaged = {name for name in files if any(told.startswith(f"{shown(name)}: ") for told in read.problems)}
+    changes = _changes(manifest, files, damaged)
     problems += changes
     report = _describe(manifest, files, problems, notes, now or datetime.now(timezone.utc))
     if expected is None:
         notes.append("the fingerprint was not compared: ask the lead for it, and give it with --fingerprint")
     elif report.fingerprint and report.fingerprint != expected:
         problems.append(f"from another consortium: its fingerprint is {report.fingerprint}, not {expected}")
-    problems += _code(manifest, report, files, notes)
+    certificate = f"startup/{CERTIFICATE[manifest.kind]}.crt"
+    sure = certificate in files and Digest.of(files[certificate]) == manifest.files.get(certificate)
+    problems += _code(manifest, report, files, notes, sure)
     return _with(report, problems, notes), files
 
 
-def _changes(manifest: Manifest, files: Mapping[str, bytes]) -> list[str]:
-    """Every file that is not as it was signed."""
+def _changes(manifest: Manifest, files: Mapping[str, bytes], told: Container[str]) -> list[str]:
+    """Every file that is not as it was signed; but for those of which it was told why."""
     found = []
     for name, digest in manifest.files.items():
         content = files.get(name)
         if content is None:
             found.append(f"{shown(name)}: missing")
-        elif Digest.of(content) != digest:
+        elif name not in told and Digest.of(content) != digest:
             short = len(content) < digest.size
             found.append(f"{shown(name)}: {f'cut off, {len(content)} of {digest.size} bytes' if short else 'changed'}")
     # a key that was made at the site is in no manifest; it has to fit the certificate
@@ -175,7 +178,8 @@ def _describe(
     try:
         root, own = read_certificate(files["startup/rootCA.pem"]), read_certificate(files[f"{base}.crt"])
     except (KeyError, ValueError):
-        problems.append("its certificates are missing or damaged")
+        if not problems:  # else it follows from them
+            problems.append("its certificates are missing or damaged")
         return report
     if not root.is_issued_by(root) or not own.is_issued_by(root):
         problems.append(f"{base}.crt: signed by another authority than startup/rootCA.pem")
@@ -229,8 +233,11 @@ def _server(manifest: Manifest, files: Mapping[str, bytes], own: Certificate, pr
     return f"{' or '.join(sorted(own.hosts))}:{target.partition(':')[2]}" if manifest.kind == "server" else target
 
 
-def _code(manifest: Manifest, report: KitReport, files: Mapping[str, bytes], notes: list[str]) -> list[str]:
-    """Whether anything in the kit could run that FLARE itself did not put there."""
+def _code(manifest: Manifest, report: KitReport, files: Mapping[str, bytes], notes: list[str], sure: bool) -> list[str]:
+    """Whether anything in the kit could run that FLARE itself did not put there.
+
+    One script names the certificate's organisation: it is compared if the certificate is ``sure``, the signed one.
+    """
     ours = start_scripts(manifest.kind, manifest.participant, report.organisation)
     data = {".json", ".default", ".txt", ".pem", ".crt", ".key", ".sig"}
     found = [
@@ -238,7 +245,8 @@ def _code(manifest: Manifest, report: KitReport, files: Mapping[str, bytes], not
         for name in files
         if name not in ours and (Path(name).suffix not in data or "custom" in Path(name).parts)
     ]
-    differing = [name for name, script in ours.items() if name in files and files[name] != script]
+    compared = {name: script for name, script in ours.items() if sure or name != "startup/sub_start.sh"}
+    differing = [name for name, script in compared.items() if name in files and files[name] != script]
     if differing and manifest.nvflare == Manifest.model_fields["nvflare"].get_default(call_default_factory=True):
         found += [f"{name}: not the start script of FLARE {manifest.nvflare}" for name in differing]
     elif differing:

@@ -177,6 +177,15 @@ def test_files_that_were_cut_off_or_added_are_named(kit, scratch):
     assert "local/custom/evil.py: added, it is no part of this kit" in found
 
 
+def test_one_cause_is_told_in_one_sentence(kit, scratch):
+    files, name = files_of(kit), "startup/client.crt"
+    packed = bytearray(kit.read_bytes())
+    packed[packed.find(files[name]) + 100] ^= 1
+    assert problems(scratch, bytes(packed)) == (f"{name}: damaged, its bytes do not fit their checksum",)
+    without = {each: content for each, content in files.items() if each != name}
+    assert problems(scratch, archive.pack(without)) == (f"{name}: missing",)
+
+
 @pytest.mark.parametrize("name", ["startup/evil.sh", "startup/more.json", "local/custom/evil.py", "local/a.json"])
 def test_files_that_were_added_to_a_folder_are_named(kit, tmp_path, name):
     folder = tmp_path / "site"

@@ -329,6 +329,10 @@ def test_another_authoritys_certificate_is_refused(consortium, tmp_path, fedsple
     other = make_kits(tmp_path / "other", "other", open_kit(kits / "site-1", "site").port)
     done = fedspleen("client", "start", other / "site-1", "--data", folder / "data" / "site-1")
     assert done.returncode == 1 and "another authority" in done.stderr and len(done.stderr.splitlines()) == 1
+    own = open_kit(kits / "site-1", "site")
+    namesake = make_kits(tmp_path / "namesake", own.report.consortium, own.port)
+    done = fedspleen("status", "--kit", namesake / LEAD)
+    assert done.returncode == 1 and "another consortium that is called" in done.stderr, done.stderr
 
 
 @pytest.mark.promise(

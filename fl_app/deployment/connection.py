@@ -210,10 +210,19 @@ def _untrusted(kit: Kit, where: str, problem: ssl.SSLCertVerificationError) -> F
             f"the certificate of the server at {where} has expired (or this machine's clock is wrong)",
             f"tell the lead of {kit.report.consortium}: only they can renew it",
         )
+    issuer, consortium = _issuer(kit), kit.report.consortium
+    if issuer.split(", ")[0] == consortium:
+        return error(
+            "server-untrusted",
+            where,
+            f"{where} is the server of another consortium that is called {consortium}, too",
+            "this kit is older than the server's, or not meant for it: ask the lead for the kit and the fingerprint "
+            "that go with this server",
+        )
     return error(
         "server-untrusted",
         where,
-        f"{where} presents a certificate of another authority ({_issuer(kit)}), not of {kit.report.consortium}",
+        f"{where} presents a certificate of another authority ({issuer}), not of {consortium}",
         "a proxy or firewall that opens TLS is in between: let your network's administrators exempt this host and port "
         "from TLS inspection; if there is none, this is not the consortium's server",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def run_server(folder: Path, workspace: Path | None, say: Say) -> None:
         place_server_storage(place)
         _check_port(kit)
         news = f"server of {kit.report.consortium} ready at {kit.report.server}"
-        _run(kit, "server", place, {}, lambda: say(news), say)
+        # its sums are short: several threads would mostly wait for each other where other programs run, too
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        _run(kit, "server", place, threads, lambda: say(news), say)
 
 
 def run_site(folder: Path, settings: SiteSettings, say: Say) -> None:
