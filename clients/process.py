@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from argparse import Namespace
@@ -9,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.defs import CellChannel, CellChannelTopic
 from nvflare.private.fed.app.client import client_train
 
 _ABORT_SECONDS = 2.0
+_logger = logging.getLogger(__name__)
 
 
 def run_client(workspace: Path, site: str, organisation: str, ready: Callable[[], None]) -> int:
-    """Run until an administrator, or SIGTERM, ends it; the exit code.
+    """Run until an administrator, or SIGTERM, ends it, or the server says that it is locked out; the exit code.
 
     Args:
         workspace: a site's kit, unpacked; logs and jobs are written there.
@@ -25,6 +30,7 @@ def run_client(workspace: Path, site: str, organisation: str, ready: Callable[[]
         ready: called once the server has registered the site.
     """
     create = client_train.create_admin_agent
+    locked_out = threading.Event()
 
     def leave(engine: Any) -> None:
         jobs = list(engine.get_all_job_ids())
@@ -41,6 +47,16 @@ def run_client(workspace: Path, site: str, organisation: str, ready: Callable[[]
         signal.signal(
             signal.SIGTERM, lambda number, frame: threading.Thread(target=leave, args=(engine,), daemon=True).start()
         )
+
+        def look_at(reply: Message) -> None:
+            # FLARE would ask again every 5 s, for ever
+            error = str(reply.get_header(MessageHeaderKey.ERROR, ""))
+            if error.endswith("is disabled") and not locked_out.is_set():
+                locked_out.set()
+                _logger.error(f"Client '{site}' is disabled")
+                threading.Thread(target=leave, args=(engine,), daemon=True).start()
+
+        client.cell.core_cell.add_incoming_reply_filter(CellChannel.SERVER_MAIN, CellChannelTopic.HEART_BEAT, look_at)
         ready()
         return agent
 
@@ -50,4 +66,4 @@ def run_client(workspace: Path, site: str, organisation: str, ready: Callable[[]
     code = MainProcessMonitor.run(
         main_func=client_train.main, run_dir=str(workspace), shutdown_grace_time=1, args=arguments
     )
-    return int(code or 0)
+    return 1 if locked_out.is_set() else int(code or 0)

@@ -52,7 +52,7 @@ class TrainingSettings(Settings):
         1.0, description="sides of a training patch as a share of data.patch_voxels, down to what the network divides"
     )
     least_patch_share: PatchShare = Field(
-        0.625, description="a site whose memory budget holds no training step goes down to this patch_share by itself"
+        0.75, description="a site whose memory budget holds no training step goes down to this patch_share by itself"
     )
     recompute: bool = Field(
         False,
@@ -72,8 +72,8 @@ class TrainingSettings(Settings):
     )
     accumulate: Positive = Field(
         1,
-        description="batches that an optimiser step takes one after the other, adding up their gradients; a site with "
-        "smaller patches takes as many as make up for them",
+        description="batches that an optimiser step takes one after the other, adding up their gradients: large "
+        "batches in the memory of small ones",
     )
     foreground_share: Probability = Field(0.5, description="share of patches centred on an organ; the rest in the body")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(

@@ -223,6 +223,6 @@ def last_error(workspace: Path) -> str:
     text = console.read_text(errors="replace") if console.exists() else ""
     errors = [line.split(" - ERROR - ", 1)[1] for line in text.splitlines() if " - ERROR - " in line]
     told = errors[0].removeprefix(" - ")[:300] if errors else "FLARE gave no reason"
-    if "registration rejected" in told and "is disabled" in told:
+    if any("Client '" in each and "is disabled" in each for each in errors):
         told = "the server has locked this site out (`fedspleen kit revoke`) - ask the lead of the consortium why"
     return f"{told} (log: {workspace / 'log.txt'})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +18,8 @@ from fl_app.training.trainer import ready_network
 # (patch_share, frozen_share), from what costs little to what costs much
 _SAVINGS = (
     (1.0, 0.0),
-    (1.0, 0.5),
-    (0.875, 0.5),
+    (0.875, 0.0),
+    (0.75, 0.0),
     (0.75, 0.5),
     (0.75, 0.75),
     (0.75, 0.9),
@@ -131,13 +130,8 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
         way = _with(job, recompute=again, patch_share=patch, frozen_share=settings.frozen_share if whole else frozen)
-        if way.training_patch != job.training_patch:
-            if not way.trains_on(way.training_patch):
-                continue
-            # a step sees as many voxels as before
-            smaller = math.prod(job.training_patch) / math.prod(way.training_patch)
-            way = _with(way, accumulate=round(settings.accumulate * smaller))
-        if way not in ways:
+        right = way.training_patch == job.training_patch or way.trains_on(way.training_patch)
+        if right and way not in ways:
             ways.append(way)
     return ways
 
