@@ -3,8 +3,9 @@
 Ours is the quick job, as `fedspleen simulate` runs it, with an empty cache. The peer is FLARE's FedAvg recipe with
 MONAI's spleen tutorial at the sites (`benchmarks/peers/monai_tutorial_client.py`), in fp32 and with AMP: the same
 network, cases, split, spacing and patch size. Both run in FLARE's simulator on this machine, one after the other, with
-as many threads a site. A model's Dice counts when all sites have validated it. A peer is ended at the limit: the ratio
-is then a lower bound.
+as many threads a site. A model's Dice counts when all sites have validated it, as they write down at once: ours in
+their logs (the server hears of it with their next update), the peer's in a file. A peer is ended at the limit: the
+ratio is then a lower bound.
 
     .venv/bin/python -m benchmarks.time_to_dice [--limit 1200] [--only fedspleen fp32 amp] [--json FILE]
 """
@@ -12,10 +13,11 @@ is then a lower bound.
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.timing import machine
@@ -24,7 +26,6 @@ from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
 from fl_app.data.site_check import split_site
 from fl_app.processes import raise_on_signals, running
-from fl_app.result import read_result
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "fl_app" / "jobs" / "quick.yaml"
@@ -58,13 +59,23 @@ def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], li
     return None, max(dice(), default=0.0)
 
 
+def mean_dice(scores: Iterable[tuple[int, float, int]]) -> list[float]:
+    """Of each model that all sites have validated: the mean over all cases; from each site's (round, Dice, cases)."""
+    rounds: dict[int, list[tuple[float, int]]] = {}
+    for number, dice, cases in scores:
+        rounds.setdefault(number, []).append((dice, cases))
+    whole = [found for found in rounds.values() if len(found) == SITES]
+    return [sum(dice * cases for dice, cases in found) / sum(cases for _, cases in found) for found in whole]
+
+
 def ours(folder: Path, cohort: Path, limit: float, wanted: float) -> Reached:
     """The quick job."""
-    growing = folder / "out" / "result.json"
+    told = re.compile(r"round (\d+): received model \{'val_dice': ([\d.]+).*\}, (\d+) cases")
 
     def dice() -> list[float]:
-        rounds = read_result(growing).rounds if growing.exists() else []
-        return [each.dice for each in rounds if each.dice is not None]
+        logs = [*folder.glob("out/flare/run/site-*/log.txt"), *folder.glob("out/logs/site-*.log")]
+        lines = [told.search(line) for log in logs for line in log.read_text().splitlines()]
+        return mean_dice((int(line[1]), float(line[2]), int(line[3])) for line in lines if line)
 
     command = [sys.executable, "-m", "fl_app.cli", "simulate", "--config", str(QUICK)]
     return follow([*command, "--data", str(cohort), "--out", "out"], folder, limit, dice, wanted)
@@ -77,11 +88,8 @@ def peer(folder: Path, cohort: Path, limit: float, wanted: float, amp: bool) -> 
 
     def dice() -> list[float]:
         lines = scores.read_text().splitlines() if scores.exists() else []
-        rounds: dict[int, list[tuple[float, int]]] = {}
-        for score in map(json.loads, lines):
-            rounds.setdefault(score["round"], []).append((score["dice"], score["cases"]))
-        whole = [found for found in rounds.values() if len(found) == SITES]
-        return [sum(dice * cases for dice, cases in found) / sum(cases for _, cases in found) for found in whole]
+        told = map(json.loads, lines)
+        return mean_dice((score["round"], score["dice"], score["cases"]) for score in told)
 
     script = ROOT / "benchmarks" / "peers" / "monai_tutorial.py"
     return follow([sys.executable, str(script), str(folder), "2000", "plan.json"], folder, limit, dice, wanted)
