@@ -94,7 +94,8 @@ def report(entries: list[Entry], outcomes: dict[str, Outcome], note: str = "") -
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown"
     )
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
+    cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+    memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
     text = [
         "# Results",
@@ -102,7 +103,7 @@ def report(entries: list[Entry], outcomes: dict[str, Outcome], note: str = "") -
         "Written by `benchmarks/run.sh`; do not edit. What each benchmark compares with what is in",
         "[README.md](README.md) and at the top of each file.",
         "",
-        f"- {cores} cores of {processor}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
+        f"- {cores} of {processor}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
         f"- GPU: {', '.join(gpus) or 'none'}",
         f"- {versions}",
         f"- {_course(entries, outcomes)}",
