@@ -18,6 +18,7 @@ from fl_app.search.memory import training_memory
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
 from fl_app.training.trainer import Trainer
+from fl_app.training.trial import usual_way
 
 _logger = logging.getLogger(__name__)
 
@@ -53,11 +54,11 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest does.
         """
-        network, eighths = main.network, WIDTHS[-1]
+        network, eighths, way = main.network, WIDTHS[-1], usual_way(self._job, self._device)
         wanted = taken = training_memory(network, self._job, self._device)
         while taken > self._budget and eighths > WIDTHS[0]:
             eighths -= 1
-            network = build_width(self._job, Width(eighths))
+            network = way.laid_out(build_width(self._job, Width(eighths)))
             taken = training_memory(network, self._job, self._device)
         if taken > self._budget:
             raise BudgetError(

@@ -20,6 +20,7 @@ from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.search.memory import training_memory
 from fl_app.training.nested import NestedTrainer
 from fl_app.training.trainer import Trainer
+from fl_app.training.trial import usual_way
 from tests.federation import write_sites
 from tests.test_search_federation import Wire, search_job, settings
 from tests.volumes import SPACING_MM, write_decathlon
@@ -200,7 +201,7 @@ def test_every_site_trains_the_widest_network_that_fits(run):
     widths = {site: read_width(each.architecture).eighths for site, each in result.search.sites.items()}
     assert widths["site-1"] < widths["site-2"] < widths["site-3"] == 8
     for site, each in result.search.sites.items():
-        network = build_width(job, Width(widths[site]))
+        network = usual_way(job, CPU).laid_out(build_width(job, Width(widths[site])))
         assert each.measured_bytes == training_memory(network, job, CPU) <= each.budget_bytes
         if widths[site] < 8:
             assert training_memory(build_width(job, Width(widths[site] + 1)), job, CPU) > each.budget_bytes
