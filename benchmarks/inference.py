@@ -72,7 +72,7 @@ def main() -> None:
     trainer = Trainer(job(0.5), training, CPU, "benchmark")
     steps = trainer.train(1, STEPS, 1)
     same, usual = whole(0.5), whole(Job().evaluation.overlap)
-    network = ready_network(same, CPU, training=False).eval()
+    network = ready_network(same, CPU).eval()
     network.load_state_dict(trainer.network.state_dict())
     monai_network = build_network(same).eval()
     monai_network.load_state_dict(network.state_dict())

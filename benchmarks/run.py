@@ -1,6 +1,6 @@
 """Runs the benchmarks of `benchmarks/suite.txt` and writes `benchmarks/RESULTS.md`.
 
-    benchmarks/run.sh [--again] [NAME ...]
+    benchmarks/run.sh [--again] [--note TEXT] [NAME ...]
 
 Each runs in a process of its own and has a time limit. What one printed is kept in ``results/benchmarks/``, so that a
 run that was ended goes on where it was; another commit, or ``--again``, begins anew. One that fails is named, and the
@@ -88,13 +88,14 @@ def run(entry: Entry) -> Outcome:
     return Outcome(shown, commit(), now, round(time.monotonic() - started), failure, output)
 
 
-def report(entries: list[Entry], outcomes: dict[str, Outcome]) -> str:
-    """The results as Markdown."""
+def report(entries: list[Entry], outcomes: dict[str, Outcome], note: str = "") -> str:
+    """The results as Markdown; ``note`` says under which conditions."""
     processor = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown"
     )
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
+    cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+    memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
     text = [
         "# Results",
@@ -102,9 +103,11 @@ def report(entries: list[Entry], outcomes: dict[str, Outcome]) -> str:
         "Written by `benchmarks/run.sh`; do not edit. What each benchmark compares with what is in",
         "[README.md](README.md) and at the top of each file.",
         "",
-        f"- {cores} cores of {processor}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
+        f"- {cores} of {processor}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
         f"- GPU: {', '.join(gpus) or 'none'}",
         f"- {versions}",
+        f"- {_course(entries, outcomes)}",
+        *([f"- {note}"] if note else []),
     ]
     for entry in entries:
         text += ["", f"## {entry.name}", ""]
@@ -119,6 +122,18 @@ def report(entries: list[Entry], outcomes: dict[str, Outcome]) -> str:
     return "\n".join(text) + "\n"
 
 
+def _course(entries: list[Entry], outcomes: dict[str, Outcome]) -> str:
+    """When it was, how long it took, what is left."""
+    done = [outcomes[entry.name] for entry in entries if entry.name in outcomes]
+    days = sorted({outcome.finished[:10] for outcome in done})
+    minutes = round(sum(outcome.seconds for outcome in done) / 60)
+    failed = sum(bool(outcome.failure) for outcome in done)
+    return (
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}: {len(done)} of {len(entries)} benchmarks in "
+        f"{minutes // 60} h {minutes % 60:02} min, {failed} failed, {len(entries) - len(done)} not run"
+    )
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
@@ -128,6 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/run.sh", description="Runs the benchmarks, writes RESULTS.md.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of a benchmark in benchmarks/suite.txt; none: all")
     parser.add_argument("--again", action="store_true", help="run also what was done with this commit")
+    parser.add_argument("--note", default="", help="for RESULTS.md: under which conditions, such as other load")
     arguments = parser.parse_args()
     entries = read_suite()
     unknown = sorted(set(arguments.names) - {entry.name for entry in entries})
@@ -153,7 +169,7 @@ def main() -> int:
             failed.append(entry.name)
             print(f"{entry.name}: FAILED: {outcome.failure}", flush=True)
         everything = {path.stem: Outcome(**json.loads(path.read_text())) for path in KEPT.glob("*.json")}
-        (HERE / "RESULTS.md").write_text(report(entries, everything))
+        (HERE / "RESULTS.md").write_text(report(entries, everything, arguments.note))
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -98,6 +98,7 @@ class Visitors:
                 steps=1,
                 training_cases=4,
                 training_seconds=0.0,
+                memory_bytes=0,
                 received=VALIDATION,
                 touched=None,
             ).model_dump()

@@ -3,20 +3,27 @@
 Ours is the quick job, as `fedspleen simulate` runs it, with an empty cache. The peer is FLARE's FedAvg recipe with
 MONAI's spleen tutorial at the sites (`benchmarks/peers/monai_tutorial_client.py`), in fp32 and with AMP: the same
 network, cases, split, spacing and patch size. Both run in FLARE's simulator on this machine, one after the other, with
-as many threads a site. A model's Dice counts when all sites have validated it. A peer is ended at the limit: the ratio
-is then a lower bound.
+as many threads a site. A model's Dice counts when all sites have validated it, as they write down at once: ours in
+their logs (the server hears of it with their next update), the peer's in a file. A peer is ended at the limit: the
+ratio is then a lower bound.
 
     .venv/bin/python -m benchmarks.time_to_dice [--limit 1200] [--only fedspleen fp32 amp] [--json FILE]
+    taskset -c 1 .venv/bin/python -m benchmarks.time_to_dice ...   # beside other work: one core, and its processor time
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.timing import machine
 from fl_app.config import Job
@@ -24,12 +31,34 @@ from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
 from fl_app.data.site_check import split_site
 from fl_app.processes import raise_on_signals, running
-from fl_app.result import read_result
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "fl_app" / "jobs" / "quick.yaml"
 SITES = 3
-Reached = tuple[float | None, float]  # seconds until the wanted Dice, or none; the best Dice
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a federation came to.
+
+    Attributes:
+        seconds: until the wanted Dice; none: it was not reached.
+        processor_seconds: of all its processes by then, or by its end.
+        best_dice: of all models that all sites have validated.
+    """
+
+    seconds: float | None
+    processor_seconds: float
+    best_dice: float
+
+
+def processor_seconds() -> float:
+    """Of all processes below this one; other work on the machine changes it less than wall time."""
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            used += sum(process.cpu_times()[:4])  # its own, and of those below it that have ended
+    return used
 
 
 def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], list[float]], wanted: float) -> Reached:
@@ -44,27 +73,38 @@ def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], li
     """
     threads = str(max(1, len(os.sched_getaffinity(0)) // SITES))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
+    started, used = time.monotonic(), 0.0
     os.chdir(folder)
     with running(command, folder / "log", environment) as process:
         while time.monotonic() - started < limit:
             ended = process.poll() is not None
+            used = max(used, processor_seconds())
             best = max(dice(), default=0.0)
             if best >= wanted:
-                return time.monotonic() - started, best
+                return Reached(time.monotonic() - started, used, best)
             if ended:
                 break
             time.sleep(0.5)
-    return None, max(dice(), default=0.0)
+    return Reached(None, used, max(dice(), default=0.0))
+
+
+def mean_dice(scores: Iterable[tuple[int, float, int]]) -> list[float]:
+    """Of each model that all sites have validated: the mean over all cases; from each site's (round, Dice, cases)."""
+    rounds: dict[int, list[tuple[float, int]]] = {}
+    for number, dice, cases in scores:
+        rounds.setdefault(number, []).append((dice, cases))
+    whole = [found for found in rounds.values() if len(found) == SITES]
+    return [sum(dice * cases for dice, cases in found) / sum(cases for _, cases in found) for found in whole]
 
 
 def ours(folder: Path, cohort: Path, limit: float, wanted: float) -> Reached:
     """The quick job."""
-    growing = folder / "out" / "result.json"
+    told = re.compile(r"round (\d+): received model \{'val_dice': ([\d.]+).*\}, (\d+) cases")
 
     def dice() -> list[float]:
-        rounds = read_result(growing).rounds if growing.exists() else []
-        return [each.dice for each in rounds if each.dice is not None]
+        logs = [*folder.glob("out/flare/run/site-*/log.txt"), *folder.glob("out/logs/site-*.log")]
+        lines = [told.search(line) for log in logs for line in log.read_text().splitlines()]
+        return mean_dice((int(line[1]), float(line[2]), int(line[3])) for line in lines if line)
 
     command = [sys.executable, "-m", "fl_app.cli", "simulate", "--config", str(QUICK)]
     return follow([*command, "--data", str(cohort), "--out", "out"], folder, limit, dice, wanted)
@@ -77,11 +117,8 @@ def peer(folder: Path, cohort: Path, limit: float, wanted: float, amp: bool) -> 
 
     def dice() -> list[float]:
         lines = scores.read_text().splitlines() if scores.exists() else []
-        rounds: dict[int, list[tuple[float, int]]] = {}
-        for score in map(json.loads, lines):
-            rounds.setdefault(score["round"], []).append((score["dice"], score["cases"]))
-        whole = [found for found in rounds.values() if len(found) == SITES]
-        return [sum(dice * cases for dice, cases in found) / sum(cases for _, cases in found) for found in whole]
+        told = map(json.loads, lines)
+        return mean_dice((score["round"], score["dice"], score["cases"]) for score in told)
 
     script = ROOT / "benchmarks" / "peers" / "monai_tutorial.py"
     return follow([sys.executable, str(script), str(folder), "2000", "plan.json"], folder, limit, dice, wanted)
@@ -112,7 +149,7 @@ def plan(job: Job, cohort: Path) -> dict[str, object]:
 
 def main(wanted: float, limit: float, only: list[str], report: Path | None) -> None:
     """Run what is asked for, one after the other."""
-    found: dict[str, dict[str, float | None]] = {}
+    found: dict[str, Reached] = {}
     with tempfile.TemporaryDirectory() as place:
         cohort = Path(place) / "cohort"
         make_cohort(cohort, sites=SITES)
@@ -120,21 +157,28 @@ def main(wanted: float, limit: float, only: list[str], report: Path | None) -> N
             folder = Path(place) / name
             folder.mkdir()
             if name == "fedspleen":
-                seconds, best = ours(folder, cohort, limit, wanted)
+                reached = ours(folder, cohort, limit, wanted)
             else:
-                seconds, best = peer(folder, cohort, limit, wanted, amp=name == "amp")
-            told = f"Dice {wanted} after {seconds:.0f} s" if seconds else f"not reached by {limit:.0f} s"
-            print(f"{name:10} {told} (best mean validation Dice {best:.3f})", flush=True)
-            found[name] = {"seconds": seconds, "limit": limit, "best_dice": best}
-            if seconds is None:
-                print((folder / "log").read_text()[-600:] if best == 0 else "", flush=True)
-    base = found.get("fedspleen", {}).get("seconds")
-    for name in only:
-        if base and name != "fedspleen":
-            other = found[name]["seconds"]
-            print(f"{name}: {'' if other else 'more than '}{(other or limit) / base:.1f} times as long as fedspleen")
+                reached = peer(folder, cohort, limit, wanted, amp=name == "amp")
+            told = (
+                f"Dice {wanted} after {reached.seconds:.0f} s" if reached.seconds else f"not reached by {limit:.0f} s"
+            )
+            more = f"{reached.processor_seconds:.0f} s of processor time, best mean validation Dice"
+            print(f"{name:10} {told} ({more} {reached.best_dice:.3f})", flush=True)
+            found[name] = reached
+            if reached.seconds is None:
+                print((folder / "log").read_text()[-600:] if reached.best_dice == 0 else "", flush=True)
+    base = found.get("fedspleen")
+    for name, other in found.items():
+        if base and base.seconds and other is not base:
+            times = (other.seconds or limit) / base.seconds
+            processor = other.processor_seconds / base.processor_seconds
+            least = "" if other.seconds else "more than "
+            print(f"{name}: {least}{times:.1f} times as long as fedspleen, {processor:.1f} times the processor time")
     if report:
-        report.write_text(json.dumps({"dice": wanted, "runs": found, "machine": machine()}, indent=1) + "\n")
+        runs = {name: asdict(reached) for name, reached in found.items()}
+        told = {"dice": wanted, "limit": limit, "runs": runs, "machine": machine()}
+        report.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

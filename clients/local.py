@@ -72,6 +72,7 @@ class LocalNetwork:
         values = self.incoming.model(values, facts)
         self.load(values)
         received = self.score()
+        _logger.info(f"round {number}: received model {received.metrics}, {received.cases} cases")
         if self.ditto and not self._ditto_begun:
             self.ditto.load(self.trainer.all_values())  # it begins where the site does
             self._ditto_begun = True
@@ -87,7 +88,7 @@ class LocalNetwork:
             pull = (self._job.personal.ditto, values)
             self.ditto.train(number, steps, self._rounds, pull)
             self._ditto_state.keep(self.ditto, number, best)
-        _logger.info(f"round {number}: received model {received.metrics}, then {trained}")
+        _logger.info(f"round {number}: {trained}")
         held = peak_memory(self.trainer.device)
         touched = dict.fromkeys(differences, trained.steps) if len(differences) < len(now) else None
         return sent, train_report(number, trained, len(self._data.training), held, received, touched)

@@ -21,10 +21,12 @@ header field or a value of a single case. A site that cannot do a task answers w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import torch  # takes a second, which what only follows a run need not wait
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 PROPOSE, SCORE, DERIVE, PERSONALISE = "propose", "score", "derive", "personalise"

@@ -17,7 +17,6 @@ from fl_app.config import Job
 from fl_app.config_file import load_job
 from fl_app.data.cases import find_cases, find_sites
 from fl_app.data.findings import Finding, format_findings
-from fl_app.data.phantom import make_cohort
 from fl_app.data.site_check import check_site, split_site
 from fl_app.data.splits import assign_to_sites
 from fl_app.errors import ConfigError, DataError, FederationError, UsageError
@@ -179,6 +178,8 @@ def _locate(simulation: Simulation, events: Events) -> dict[str, Located]:
 
 
 def _make_phantoms(simulation: Simulation, events: Events) -> dict[str, Located]:
+    from fl_app.data.phantom import make_cohort  # imports SciPy
+
     count = simulation.sites or DEFAULT_SITES
     started = time.monotonic()
     folder = simulation.shared / "phantom" / f"{count}-sites-seed-{simulation.job.seed}"

@@ -31,3 +31,13 @@ def test_what_a_benchmark_printed_stands_in_the_results():
     done = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 5, "", "3.5 times sooner\n")
     text = report([Entry("decoding", 1, ())], {"decoding": done})
     assert "```\n3.5 times sooner\n```" in text and "commit abc" in text and "torch" in text
+
+
+def test_the_results_say_when_they_were_made_how_long_it_took_and_what_is_left():
+    one = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 3900, "", "")
+    other = Outcome("python -m benchmarks.transfer", "abc", "2026-11-22T12:00+00:00", 60, "it ended", "")
+    entries = [Entry(name, 1, ()) for name in ("decoding", "transfer", "inference")]
+    text = report(entries, {"decoding": one, "transfer": other}, "other work was going on")
+    assert "- 2026-11-21 to 2026-11-22: 2 of 3 benchmarks in 1 h 06 min, 1 failed, 1 not run\n" in text
+    assert "- other work was going on\n" in text
+    assert "- 2026-11-21: 1 of 1 " in report(entries[:1], {"decoding": one})

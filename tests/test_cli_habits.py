@@ -158,3 +158,15 @@ def test_commands_start_without_what_only_training_needs():
     code = "import sys, fl_app.cli.__main__; print({'torch', 'monai', 'nvflare'} & sys.modules.keys() or '')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_simulation_checks_its_data_without_what_only_training_needs(tmp_path):
+    """Seconds pass until torch and MONAI are imported: in the processes that need them, not in this one first."""
+    code = (
+        "import sys; from fl_app.cli.__main__ import app\n"
+        f"try: app(['simulate', '--data', {str(tmp_path / 'none')!r}, '--out', {str(tmp_path / 'out')!r}])\n"
+        "finally: print('imported', {'torch', 'monai', 'nvflare'} & sys.modules.keys() or '')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "does not exist" in done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["imported"]

@@ -17,7 +17,8 @@ from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.fitting import fit_training, training_memory
 from fl_app.training.freezing import freeze, frozen_names
-from fl_app.training.precision import MixedPrecision, adapt_layers
+from fl_app.training.layers import adapt_layers
+from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import start_stream
 from fl_app.training.recompute import recompute
 from fl_app.training.trainer import Trainer, ready_network

@@ -16,7 +16,7 @@ from fl_app.config_file import parse_job
 from fl_app.errors import ConfigError
 from fl_app.networks import PooledStatistics, build_network, exchanged_names, propose_plan
 from fl_app.training.cost import forward_flops, training_memory
-from fl_app.training.precision import adapt_layers
+from fl_app.training.layers import adapt_layers
 
 torch.set_num_threads(1)
 

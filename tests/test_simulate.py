@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fl_app.config_file import load_job
@@ -53,6 +54,12 @@ def test_the_result_tells_the_whole_run(run):
             assert 0 <= site.dice <= 1 and site.validation_cases > 0
     assert f"{result.final.mean_dice:.3f}" in printed
     assert "round 3/3" in printed and "Traceback" not in printed
+
+
+def test_sites_share_the_processors_cores(run):
+    wanted = max(1, len(os.sched_getaffinity(0)) // 2)
+    for site in ("site-1", "site-2"):
+        assert yaml.safe_load((run[0] / "out" / "sites" / site / "site.yaml").read_text())["threads"] == wanted
 
 
 def test_the_model_learned(run):

@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import math
@@ -20,9 +21,10 @@ from fl_app.errors import ConfigError, DataError, TrainingError
 from fl_app.networks import build_network, exchanged_names
 from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
+from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore, Summary, dice, surface_dice
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
-from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
+from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.randomness import start_stream, stream_seed
 from fl_app.training.reporting import test_report as report_of_test
 from fl_app.training.reporting import validation_report, write_case_scores
@@ -136,14 +138,14 @@ def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normal
 
 
 @pytest.mark.parametrize("name", ["unet", "segresnet"])
-def test_guarding_changes_neither_names_nor_weights_nor_results(name):
+def test_adapting_changes_neither_names_nor_weights_nor_results(name):
     settings = NetworkSettings(name=name, channels=(8, 16))
-    plain, guarded = (build_network(Job(network=settings, seed=4)).eval() for _ in range(2))
-    adapt_layers(guarded)
-    assert list(plain.state_dict()) == list(guarded.state_dict())
-    assert same(plain.state_dict(), guarded.state_dict())
+    plain, adapted = (build_network(Job(network=settings, seed=4)).eval() for _ in range(2))
+    adapt_layers(adapted)
+    assert list(plain.state_dict()) == list(adapted.state_dict())
+    assert same(plain.state_dict(), adapted.state_dict())
     image = torch.rand(1, 1, 16, 16, 16)
-    assert torch.equal(plain(image), guarded(image))
+    torch.testing.assert_close(adapted(image), plain(image), rtol=1e-5, atol=1e-5)
 
 
 def test_a_guarded_network_takes_the_weights_of_an_unguarded_one():
@@ -177,6 +179,55 @@ def test_the_quick_activation_predicts_and_is_traced_as_torchs():
     with torch.no_grad():
         torch.testing.assert_close(adapt_layers(quick)(image), plain(image))
         assert "aten::prelu" in str(torch.jit.trace(quick, image).inlined_graph)
+
+
+def with_gradients(layer, image, kind):
+    """What a layer makes of an image, and all gradients, in fp32 or under autocast."""
+    layer.zero_grad()
+    features = image.to(kind).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == torch.bfloat16):
+        result = layer(features)
+    result.backward(torch.randn(result.shape, generator=torch.Generator().manual_seed(2)).to(result.dtype))
+    return [result.detach(), features.grad, *(value.grad for value in layer.parameters())]
+
+
+QUICK_LAYERS = {
+    "doubling to 1 channel": (nn.ConvTranspose3d(6, 1, 3, 2, 1, 1), 6),
+    "doubling to 4 channels, no bias": (nn.ConvTranspose3d(3, 4, 3, 2, 1, 1, bias=False), 3),
+    "doubling to 5 channels": (nn.ConvTranspose3d(3, 5, 3, 2, 1, 1), 3),
+    "another kernel": (nn.ConvTranspose3d(3, 2, 2, 2), 3),
+    "normalising 2 channels": (nn.InstanceNorm3d(2, affine=True), 2),
+    "normalising 16 channels": (nn.InstanceNorm3d(16, affine=True), 16),
+    "normalising 24 channels, no weights": (nn.InstanceNorm3d(24), 24),
+    "a convolution to 2 channels": (nn.Conv3d(2, 2, 3, padding=1), 2),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
+@pytest.mark.parametrize("layouts", [("last", "last"), ("last", "contiguous"), ("contiguous", "contiguous")])
+@pytest.mark.parametrize("patches", [1, 2])
+@pytest.mark.parametrize("name", QUICK_LAYERS)
+def test_quick_layers_and_their_gradients_are_torchs(name, patches, layouts, kind):
+    layer, channels = QUICK_LAYERS[name]
+    plain, quick = copy.deepcopy(layer), adapt_layers(copy.deepcopy(layer))
+    of_weights, of_image = (
+        torch.channels_last_3d if layout == "last" else torch.contiguous_format for layout in layouts
+    )
+    image = torch.randn(patches, channels, 8, 5, 6, generator=torch.Generator().manual_seed(1))
+    image = image.contiguous(memory_format=of_image)
+    quick.to(memory_format=of_weights)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if kind == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    for found, wanted in zip(with_gradients(quick, image, kind), with_gradients(plain, image, kind), strict=True):
+        assert found.dtype == wanted.dtype and found.shape == wanted.shape
+        assert relative_error({"": found}, {"": wanted}) < (1e-5 if kind == torch.float32 else 0.01)
+        torch.testing.assert_close(found, wanted, **tolerance)
+
+
+def test_a_transposed_convolution_is_traced_as_torchs():
+    plain, quick = (copy.deepcopy(QUICK_LAYERS["doubling to 1 channel"][0]).eval() for _ in range(2))
+    image = torch.randn(1, 6, 4, 4, 4)
+    torch.testing.assert_close(adapt_layers(quick)(image), plain(image))
+    assert "einsum" not in str(torch.jit.trace(quick, image).inlined_graph)
 
 
 def test_an_activation_with_a_slope_for_each_channel_stays_torchs():

@@ -11,8 +11,9 @@ from fl_app.config import Job
 from fl_app.messages import PREPARE
 from fl_app.networks import build_network
 from fl_app.site import SiteSettings
+from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss
-from fl_app.training.precision import MixedPrecision, adapt_layers, choose_precision
+from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.trainer import Trainer, ready_network
 from fl_app.training.trial import Way, quickest_way, usual_way
 from tests.test_training import gradients, needs_bf16, relative_error

@@ -47,7 +47,6 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, each site in a process of its own."""
     from fl_app.data.findings import format_findings
-    from fl_app.reports.page import write_report
     from fl_app.reports.progress import Progress
     from fl_app.simulation import Events, Simulation, resume_simulation, run_simulation
 
@@ -78,6 +77,8 @@ def simulate(
             result = resume_simulation(out, events, compare) if resume else run_simulation(simulation, events, compare)
     except BaseException:
         if (out / "result.json").exists():
+            from fl_app.reports.page import write_report  # imports torch: seconds that a run need not wait for
+
             write_report(out)
         if (out / "logs").exists():
             print(f"what was reached so far is in {out}", file=sys.stderr)

@@ -82,7 +82,7 @@ class Predictor:
         self.organs = tuple(self.job.data.labels)
         self.precision = MixedPrecision(choose_precision(self.job.training.precision, device), device)
         architecture = next(iter(self.info.architectures), "")
-        self.network = ready_network(self.job, device, architecture, training=False).eval()
+        self.network = ready_network(self.job, device, architecture).eval()
         # the file of a search also holds what other networks than its first one need
         wanted = self.network.state_dict()
         try:

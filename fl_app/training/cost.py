@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_app.config import TrainingSettings
 from fl_app.training.device import peak_memory
+from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss, build_optimizer
-from fl_app.training.precision import MixedPrecision, Name, adapt_layers
+from fl_app.training.precision import MixedPrecision, Name
 
 _WINDOWS = 5  # that are timed
 

@@ -1,4 +1,4 @@
-"""Mixed precision: what a device is fast at, scaled gradients for fp16, layers that are right and quick in it."""
+"""Mixed precision: what a device is fast at, and scaled gradients for fp16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import nn
 from fl_app.errors import ConfigError
 
 Name = Literal["bf16", "fp16", "fp32"]
-_SLAB_VALUES = 2**18
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,66 +69,3 @@ class MixedPrecision:
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         self._scaler.step(optimizer)
         self._scaler.update()
-
-
-class GuardedConv3d(nn.Conv3d):
-    """A convolution that computes maps smaller than its kernel in fp32.
-
-    On CPUs, torch 2.13's bf16 weight gradient of a 3D convolution is garbage (uninitialised memory, no error)
-    for maps of few voxels: kernel 3 with a first side of 2, kernel 5 with a first side of 2 to 4. Such maps cost
-    next to nothing, so each map with a side below the kernel's is computed in fp32.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `torch.nn.Conv3d`."""
-        tiny = any(side < kernel for side, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
-        if tiny and torch.is_autocast_enabled(input.device.type):
-            with torch.autocast(input.device.type, enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
-
-
-class _LearnedSlope(torch.autograd.Function):
-    """PReLU with one slope w: max(x, 0) + w min(x, 0); its gradients are g or w g, and sum of g min(x, 0)."""
-
-    @staticmethod
-    def forward(context: Any, features: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(features)
-        context.slope, context.type = float(slope), slope.dtype
-        return nn.functional.leaky_relu(features, context.slope)
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (features,), (gradient,) = context.saved_tensors, gradients
-        if gradient.stride() != features.stride():
-            # of two layouts torch's operators read one value at a time
-            gradient = torch.empty_like(features).copy_(gradient)
-        down = torch.ops.aten.leaky_relu_backward(gradient, features, context.slope, False)
-        steeper = torch.zeros(1, device=features.device)
-        # slab by slab, since at this point a training step holds most
-        slabs = max(1, features.numel() // _SLAB_VALUES)
-        for upstream, part in zip(gradient.chunk(slabs, 2), features.chunk(slabs, 2), strict=True):
-            steeper += (upstream * part.clamp(max=0)).sum(dtype=torch.float32)
-        return down, steeper.to(context.type)
-
-
-class QuickPReLU(nn.PReLU):
-    """A PReLU with one slope that is several times faster on CPUs (``benchmarks/activation.py``)."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `torch.nn.PReLU`."""
-        exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-        if input.device.type == "cpu" and self.num_parameters == 1 and not exported:
-            result: torch.Tensor = _LearnedSlope.apply(input, self.weight)
-            return result
-        return super().forward(input)
-
-
-_ADAPTED: dict[type[nn.Module], type[nn.Module]] = {nn.Conv3d: GuardedConv3d, nn.PReLU: QuickPReLU}
-
-
-def adapt_layers(network: nn.Module) -> nn.Module:
-    """Turn a network's layers into `GuardedConv3d` and `QuickPReLU`, in place; names and weights stay."""
-    for module in network.modules():
-        module.__class__ = _ADAPTED.get(type(module), type(module))
-    return network

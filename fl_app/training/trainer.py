@@ -22,10 +22,11 @@ from fl_app.networks.found import build_found, read_found
 from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.freezing import freeze, frozen_names
+from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
 from fl_app.training.parallel import Alone, Pull
-from fl_app.training.precision import MixedPrecision, adapt_layers
+from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import make_deterministic, start_stream
 from fl_app.training.recompute import recompute
 from fl_app.training.trial import Way, usual_way
@@ -48,14 +49,13 @@ class Steps:
     seconds: float
 
 
-def ready_network(job: Job, device: torch.device, architecture: str = "", training: bool = True) -> nn.Module:
+def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.Module:
     """The job's network with its initial weights, on a device, in the usual layout.
 
     Args:
         job: the job.
         device: where to compute.
         architecture: what the job's search has found, as JSON, in place of the job's own network.
-        training: whether it is going to be trained; without that, the ordinary layout is the faster one on a CPU.
     """
     if architecture and job.search.of_cells:
         return adapt_layers(build_found(job, read_found(architecture, job))).to(device)
@@ -65,7 +65,7 @@ def ready_network(job: Job, device: torch.device, architecture: str = "", traini
         recompute(network)
     if job.training.frozen_share and not architecture:
         freeze(network, job.training.frozen_share)
-    return usual_way(job, device).laid_out(network) if training or device.type != "cpu" else network
+    return usual_way(job, device).laid_out(network)
 
 
 class Trainer:

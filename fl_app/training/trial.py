@@ -22,8 +22,8 @@ from fl_app.training.cost import RandomSteps
 from fl_app.training.device import free_memory
 from fl_app.training.precision import Name, choose_precision
 
-# measured: MONAI's U-Net is faster in this layout, other networks are slower (benchmarks/training_step.py)
-_CHANNELS_LAST = {"unet"}
+# measured on CPUs (benchmarks/training_step.py), where MONAI's U-Net was the first to be faster in this layout
+_CHANNELS_LAST, _ON_CPU = {"unet"}, {"dynunet", "segresnet"}
 _FEWEST_STEPS = 2000  # of a whole training: a trial takes the time of some dozens, more where fp32 is slow
 _ROUNDS = 3
 _FAR_BEHIND = 1.5  # times the best after the first round: not tried again
@@ -55,7 +55,9 @@ class Way:
 
 def usual_way(job: Job, device: torch.device) -> Way:
     """By rule, the same on all machines of a kind."""
-    return Way(choose_precision(job.training.precision, device), job.network.name in _CHANNELS_LAST)
+    name = job.network.name
+    last = name in _CHANNELS_LAST or (device.type == "cpu" and name in _ON_CPU)
+    return Way(choose_precision(job.training.precision, device), last)
 
 
 def quickest_way(

@@ -111,10 +111,7 @@ class Windows:
             # one context for the row: the weights are converted once
             with precision.autocast():
                 for batch in _batches(full, 4 if device.type == "cuda" else 1):
-                    patches = (
-                        torch.stack([inputs[place] for place in batch]) if len(batch) > 1 else inputs[batch[0]][None]
-                    )
-                    logits = _mirrored(network, patches, mirrored)
+                    logits = _mirrored(network, torch.stack([inputs[place] for place in batch]), mirrored)
                     for place, values in zip(batch, logits, strict=True):
                         box, part = _overlap(row[place], wanted, axis)
                         sums[box].addcmul_(values[part], weights[part[1:]])

@@ -1,0 +1,137 @@
+"""Layers as networks are computed with here: right in mixed precision, and quick on CPUs.
+
+Each takes the place of one of torch's, with the same names and weights, and the same results up to rounding;
+`adapt_layers` puts them in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+_BLOCK = 16  # channels that a CPU computes at once
+_SLAB_VALUES = 2**18  # that are summed at a time
+
+
+class GuardedConv3d(nn.Conv3d):
+    """A convolution that computes maps smaller than its kernel in fp32.
+
+    On CPUs, torch 2.13's bf16 weight gradient of a 3D convolution is garbage (uninitialised memory, no error)
+    for maps of few voxels: kernel 3 with a first side of 2, kernel 5 with a first side of 2 to 4. Such maps cost
+    next to nothing, so each map with a side below the kernel's is computed in fp32.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `torch.nn.Conv3d`."""
+        tiny = any(side < kernel for side, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
+        if tiny and torch.is_autocast_enabled(input.device.type):
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.float())
+        result = super().forward(input)
+        # what is added to few channels mostly lies as they came, and adding two layouts takes longer than this
+        return result.contiguous() if self.out_channels < _BLOCK and input.is_contiguous() else result
+
+
+class _LearnedSlope(torch.autograd.Function):
+    """PReLU with one slope w: max(x, 0) + w min(x, 0); its gradients are g or w g, and sum of g min(x, 0)."""
+
+    @staticmethod
+    def forward(context: Any, features: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(features)
+        context.slope, context.type = float(slope), slope.dtype
+        return nn.functional.leaky_relu(features, context.slope)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (features,), (gradient,) = context.saved_tensors, gradients
+        if gradient.stride() != features.stride():
+            # of two layouts torch's operators read one value at a time
+            gradient = torch.empty_like(features).copy_(gradient)
+        down = torch.ops.aten.leaky_relu_backward(gradient, features, context.slope, False)
+        steeper = torch.zeros(1, device=features.device)
+        # slab by slab, since at this point a training step holds most
+        slabs = max(1, features.numel() // _SLAB_VALUES)
+        for upstream, part in zip(gradient.chunk(slabs, 2), features.chunk(slabs, 2), strict=True):
+            steeper += (upstream * part.clamp(max=0)).sum(dtype=torch.float32)
+        return down, steeper.to(context.type)
+
+
+class QuickPReLU(nn.PReLU):
+    """A PReLU with one slope that is several times faster on CPUs (``benchmarks/activation.py``)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `torch.nn.PReLU`."""
+        if self.num_parameters == 1 and _computed_on_cpu(input):
+            result: torch.Tensor = _LearnedSlope.apply(input, self.weight)
+            return result
+        return super().forward(input)
+
+
+class QuickInstanceNorm3d(nn.InstanceNorm3d):
+    """An instance normalisation that keeps the layout of the maps, which torch's copies on CPUs.
+
+    Of one patch it is a batch normalisation, for which torch has a kernel for maps whose channels lie next to each
+    other; with few channels that one is slow.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As `torch.nn.InstanceNorm3d`."""
+        layered = input.dim() == 5 and input.is_contiguous(memory_format=torch.channels_last_3d)
+        if not layered or input.shape[1] < _BLOCK or self.track_running_stats or not _computed_on_cpu(input):
+            return super().forward(input)
+        patches = [
+            functional.batch_norm(patch, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for patch in input.split(1)
+        ]
+        return torch.cat(patches) if len(patches) > 1 else patches[0]
+
+
+class QuickConvTranspose3d(nn.ConvTranspose3d):
+    """A transposed convolution that doubles the sides; to few channels it is several times faster on CPUs.
+
+    The voxels of the result are of eight kinds, by whether x, y, z are even or odd. Each kind is an ordinary
+    convolution of the small map with a part of the kernel; all eight are computed as channels of one convolution, and
+    put next to each other (Shi et al., CVPR 2016, section 2.2).
+    """
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """As `torch.nn.ConvTranspose3d`."""
+        wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+        found = (self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, self.groups)
+        few = 8 * self.out_channels <= 2 * _BLOCK
+        if found != wanted or not few or output_size is not None or not _computed_on_cpu(input):
+            return super().forward(input, output_size)
+        # of two neighbours in the small map: an even voxel takes the kernel's middle, an odd one its end and its start
+        taken = torch.zeros(2, 2, 3, device=input.device)
+        taken[0, 0, 1] = taken[1, 0, 2] = taken[1, 1, 0] = 1
+        kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken)
+        bias = None if self.bias is None else self.bias.repeat_interleave(8)
+        kinds = functional.conv3d(input, kernel.flatten(0, 3), bias, padding=1)[..., 1:, 1:, 1:]
+        parts = kinds.unflatten(1, (self.out_channels, 2, 2, 2))
+        pairs = torch.stack(parts.unbind(4), -1)  # (patches, channels, 2, 2, x, y, z, 2)
+        patches, channels, _, _, x, y, z, _ = pairs.shape
+        return pairs.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(patches, channels, 2 * x, 2 * y, 2 * z)
+
+
+def _computed_on_cpu(features: torch.Tensor) -> bool:
+    """Whether this is a computation on a CPU, rather than a network that is written down."""
+    exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
+    return features.device.type == "cpu" and not exported
+
+
+_ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv3d: GuardedConv3d,
+    nn.ConvTranspose3d: QuickConvTranspose3d,
+    nn.InstanceNorm3d: QuickInstanceNorm3d,
+    nn.PReLU: QuickPReLU,
+}
+
+
+def adapt_layers(network: nn.Module) -> nn.Module:
+    """Turn a network's layers into the ones above, in place; names and weights stay."""
+    for module in network.modules():
+        module.__class__ = _ADAPTED.get(type(module), type(module))
+    return network
