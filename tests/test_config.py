@@ -55,7 +55,8 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(tmp_path):
     path.write_text(MANY)
     with pytest.raises(ConfigError) as caught:
         load_job(path)
-    training = "loss, optimizer, learning_rate, schedule, weight_decay, steps_per_round, batch_size, foreground_share, "
+    training = "loss, optimizer, learning_rate, schedule, weight_decay, steps_per_round, batch_size, patch_share, "
+    training += "least_patch_share, recompute, frozen_share, most_frozen_share, accumulate, foreground_share, "
     training += "precision, gradient_clip, deterministic, augmentation"
     networks = "unet, segresnet, dynunet, vnet, ahnet, unetr, swinunetr, dints"
     expected = [

@@ -356,13 +356,13 @@ def test_another_sites_certificate_is_refused(consortium, tmp_path, fedspleen):
     assert not (tmp_path / "ready").exists()
 
 
-def test_a_site_that_is_locked_out_while_it_runs_ends_and_says_why(consortium, fedspleen):
+def test_a_site_that_is_locked_out_while_it_runs_ends_and_says_why(consortium):
     folder, kits, started, _ = consortium
     done = fedspleen_as_process("kit", "revoke", "site-2", "--admin", kits / LEAD)
     assert done.returncode == 0 and "locked out" in done.stdout, done.stderr
     assert started["site-2"].process.wait(60) == 1
     wait_until(lambda: "the server has locked this site out" in started["site-2"].text)
-    again = fedspleen("client", "start", kits / "site-2")
+    again = fedspleen_as_process("client", "start", kits / "site-2")
     assert again.returncode == 1 and "locked this site out" in again.stderr and "Traceback" not in again.stderr
     undone = fedspleen_as_process("kit", "revoke", "site-2", "--admin", kits / LEAD, "--undo")
     assert undone.returncode == 0, undone.stderr

@@ -32,7 +32,7 @@ def simulate(
     memory_budget_gib: Annotated[
         list[float] | None,
         typer.Option(
-            min=0.001,
+            min=0.0001,
             help="Memory that training may use, in GiB: once for all sites, or once for each in their order.",
             show_default="what is free",
         ),
