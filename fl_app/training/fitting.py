@@ -35,7 +35,7 @@ class Fit:
     """How a site can train a network.
 
     Attributes:
-        job: the job with the settings that save as much memory as it takes (``training.recompute``, ``patch_share``).
+        job: the job with what it takes of ``training.recompute``, ``patch_share`` and ``frozen_share``.
         network: with its initial weights, ready for that.
         memory_bytes: what it takes.
         fits: whether that is within the budget; if not, this is the least.
