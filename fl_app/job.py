@@ -23,6 +23,8 @@ from server.federation import Federation
 _TASK_REQUEST_SECONDS = 0.05
 # tensors travel in pieces that are asked for one after the other; FLARE's 2 MiB make a dozen round trips of a model
 _TENSOR_PIECE_BYTES = 16 * 2**20
+# a piece that does not move for so long was lost with its line, and is asked for again; FLARE waits ten minutes
+_TENSOR_STALL_SECONDS = 30.0
 
 
 def build_flare_job(job: Job, sites: int) -> FedJob:
@@ -32,7 +34,10 @@ def build_flare_job(job: Job, sites: int) -> FedJob:
     flare_job.set_app_packages(["fl_app", "server", "clients"])
     described = job.model_dump(mode="json")
     flare_job.to_server(Federation(job=described))
-    pieces = {"tensor_download_chunk_size": _TENSOR_PIECE_BYTES}
+    pieces = {
+        "tensor_download_chunk_size": _TENSOR_PIECE_BYTES,
+        "tensor_streaming_per_request_timeout": _TENSOR_STALL_SECONDS,
+    }
     flare_job.to_server({"server": {"task_request_interval": _TASK_REQUEST_SECONDS}, **pieces})
     flare_job.to_clients(SiteExecutor(job=described), tasks=["*"])
     flare_job.to_clients({"default_task_fetch_interval": _TASK_REQUEST_SECONDS, **pieces})

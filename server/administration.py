@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -150,7 +151,10 @@ def administration(kit: Path, user: str, where: str) -> Iterator[Administration]
 
     def open_session() -> Session:
         with redirect_stdout(StringIO()):  # FLARE's "Connecting ..."
-            return new_secure_session(user, str(kit), timeout=_PATIENCE_SECONDS, auto_login_max_tries=1)
+            try:
+                return new_secure_session(user, str(kit), timeout=_PATIENCE_SECONDS, auto_login_max_tries=1)
+            except FLCommunicationError as error:  # the line broke in the middle of it
+                raise NoConnection(str(error)) from None
 
     admin = None
     logging.getLogger().addHandler(logging.NullHandler())  # what matters comes as an exception
