@@ -32,6 +32,7 @@ def step_seconds(network: nn.Module, precision: MixedPrecision, images: torch.Te
     started = time.process_time()
     with precision.autocast():
         logits = network(images)
+    optimizer.zero_grad(set_to_none=True)
     precision.step(loss(logits.float(), labels), network, optimizer, chosen.training.gradient_clip)
     return time.process_time() - started
 

@@ -77,12 +77,15 @@ class Saving(Report):
     patch_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
         1.0, description="sides of its training patches, as a share of data.patch_voxels"
     )
+    early_update: bool = Field(False, description="it updates each weight when its gradient is known, and keeps none")
     frozen_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="part of the weights that it leaves")
 
     @property
     def words(self) -> str:
         """As people say it; empty if it does nothing."""
         parts = ["activations computed again"] if self.recompute else []
+        if self.early_update:
+            parts.append("weights updated one by one")
         if self.patch_share < 1:
             parts.append(f"patches of {self.patch_share:.0%} of the sides")
         if self.frozen_share:

@@ -56,8 +56,8 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_job(path)
     training = "loss, optimizer, learning_rate, schedule, weight_decay, steps_per_round, batch_size, patch_share, "
-    training += "least_patch_share, recompute, frozen_share, most_frozen_share, accumulate, foreground_share, "
-    training += "precision, gradient_clip, deterministic, augmentation"
+    training += "least_patch_share, recompute, early_update, frozen_share, most_frozen_share, accumulate, "
+    training += "foreground_share, precision, gradient_clip, deterministic, augmentation"
     networks = "unet, segresnet, dynunet, vnet, ahnet, unetr, swinunetr, dints"
     expected = [
         ":1 name: 'Spleen 2' - lower-case letters, digits, '-' and '_', at most 40, beginning with a letter or digit",

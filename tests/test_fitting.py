@@ -172,6 +172,63 @@ def test_accumulated_batches_take_the_step_of_their_mean_gradient(data, asked):
         torch.testing.assert_close(before - after, 0.01 * 1.99 * before.grad, atol=1e-6, rtol=1e-3)
 
 
+def trained_twice(asked, data, optimizer, steps, **training):
+    """A trainer after some steps, and one that updates weights early."""
+    trainers = []
+    for early in (False, True):
+        update = {"optimizer": optimizer, "learning_rate": 0.01, "early_update": early, **training}
+        job = asked.model_copy(update={"training": asked.training.model_copy(update=update)})
+        held = load_site_data(data / "site-1", job.data, job.seed, None)
+        trainers.append(Trainer(job, held.training, CPU, "site-1"))
+        trainers[-1].train(1, steps, 1)
+    return trainers
+
+
+@pytest.mark.parametrize("optimizer", ["novograd", "adam", "adamw", "sgd"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_weights_updated_one_by_one_take_the_same_step(data, asked, optimizer, accumulate):
+    """To the bit, as long as no momentum is remembered; then up to its rounding to bf16."""
+    changes = {"gradient_clip": 0, "accumulate": accumulate}
+    plain, early = trained_twice(asked, data, optimizer, 1, **changes)
+    assert early.holds(plain.all_values())
+    start, (plain, early) = early.all_values(), trained_twice(asked, data, optimizer, 4, **changes)
+    assert all(each.grad is None for each in early.network.parameters())
+    for name, value in plain.all_values().items():
+        torch.testing.assert_close(early.all_values()[name], value, atol=0.01, rtol=0.01)
+    assert not early.holds(start)
+
+
+def test_the_momentum_of_weights_updated_one_by_one_survives_a_restart(data, asked):
+    _, early = trained_twice(asked, data, "novograd", 2)
+    state = copy.deepcopy(early.optimizer_state())
+    momenta = [each["exp_avg"] for each in state["state"].values()]
+    assert momenta and all(each.dtype == torch.bfloat16 for each in momenta)
+    other = Trainer(early.job, early.cases, CPU, "site-1")
+    other.load(early.all_values())
+    other.restore_optimizer(state)
+    for each in (early, other):
+        each.train(2, 2, 2)
+    assert other.holds(early.all_values())
+
+
+def test_the_gradient_of_each_weight_is_clipped_if_they_are_updated_one_by_one():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+    before = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    loss = 1000 * network(torch.ones(1, 4)).sum()
+    MixedPrecision("fp32", CPU).step(loss, network, optimizer, 0.5, early=True)
+    for old, new in zip(before.parameters(), network.parameters(), strict=True):
+        assert float((new - old).norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_weights_updated_one_by_one_take_less_memory():
+    network = {"name": "unet", "channels": (16, 32, 64)}
+    again = job(network, recompute=True)
+    early = job(network, recompute=True, early_update=True)
+    memory = [training_memory(ready_network(each, CPU), each, CPU) for each in (again, early)]
+    assert memory[1] < 0.95 * memory[0]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=4, site_3=4)

@@ -29,7 +29,7 @@ READY = {
     "test_cases": 1,
     "warnings": 0,
     "device": "cpu",
-    "saving": {"recompute": True, "patch_share": 0.75, "frozen_share": 0.5},
+    "saving": {"recompute": True, "early_update": True, "patch_share": 0.75, "frozen_share": 0.5},
     "precision": "bf16",
     "versions": {"torch": "2"},
     "restored": None,

@@ -404,6 +404,7 @@ def test_gradients_are_clipped_at_their_norm():
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     for clip, moved in [(0.5, 0.5), (0, None)]:
         before = network.weight.detach().clone()
+        optimizer.zero_grad()
         MixedPrecision("fp32", CPU).step(network(torch.full((1, 10), 100.0)).sum(), network, optimizer, clip)
         distance = float((network.weight.detach() - before).norm())
         assert distance == pytest.approx(moved or 100 * math.sqrt(10), rel=1e-4)

@@ -60,6 +60,12 @@ class TrainingSettings(Settings):
         "memory and more time. A site does so by itself where its memory budget holds no training step otherwise. Not "
         "with batch normalisation",
     )
+    early_update: bool = Field(
+        False,
+        description="each weight is updated as soon as its gradient is known, so that no gradients are kept; "
+        "gradient_clip is then the largest norm of each weight's gradient. A site does so by itself where its memory "
+        "budget holds no training step otherwise. Without effect in fp16 and where several processes take the steps",
+    )
     frozen_share: Fraction = Field(
         0.0,
         description="part of the weights that is not trained, the largest tensors of the network first, which saves "

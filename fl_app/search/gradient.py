@@ -267,6 +267,7 @@ class GradientSearch(Trainer):
         penalty = self.logits.entropy() + 0.001 * self.logits.topology_loss()
         penalty = penalty + (self.logits.memory(self.memory) / self.budget - 1).abs()
         total = loss + strength * penalty
+        self._logit_optimizer.zero_grad(set_to_none=True)
         self.precision.step(total, self.logits, self._logit_optimizer, self.job.training.gradient_clip)
         self.supernet.zero_grad(set_to_none=True)
 

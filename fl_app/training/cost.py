@@ -195,22 +195,26 @@ class RandomSteps:
         settings = settings or TrainingSettings()
         self.network = adapt_layers(network).to(device).train()
         self.optimizer = build_optimizer(settings, self.network)
-        self.images = torch.rand(batch_size, 1, *patch, device=device)
+        self._precision = MixedPrecision(precision, device)
+        self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
         self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
         self._loss = build_loss(settings.loss)
-        self._precision = MixedPrecision(precision, device)
         self._clip = settings.gradient_clip
+        self._early, self._recompute = settings.early_update, settings.recompute
         self._count = settings.accumulate
 
     def step(self) -> None:
         """Forward and backward as often as a step takes batches, and a step of the optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self._count):
-            with self._precision.autocast():
-                logits = self.network(self.images)
-            self._precision.backward(self._loss(logits, self._labels))
-            del logits
-        self._precision.update(self.network, self.optimizer, self._clip)
+        for _ in range(self._count - 1):
+            self._precision.backward(self._loss(self._logits(), self._labels))
+        loss = self._loss(self._logits(), self._labels)
+        self._precision.step(loss, self.network, self.optimizer, self._clip, self._early)
+
+    def _logits(self) -> torch.Tensor:
+        with self._precision.autocast(keep_weights=not self._recompute):
+            logits: torch.Tensor = self.network(self.images)
+        return logits
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -15,18 +15,20 @@ from fl_app.training.cost import window_seconds
 from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
-# (patch_share, frozen_share), from what costs little to what costs much
+# (early_update, patch_share, frozen_share), from what costs little to what costs much
 _SAVINGS = (
-    (1.0, 0.0),
-    (0.875, 0.0),
-    (0.75, 0.0),
-    (0.75, 0.5),
-    (0.75, 0.75),
-    (0.75, 0.9),
-    (0.625, 0.9),
-    (0.5, 0.9),
-    (0.375, 0.9),
-    (0.25, 0.9),
+    (False, 1.0, 0.0),
+    (True, 1.0, 0.0),
+    (True, 0.875, 0.0),
+    (True, 0.75, 0.0),
+    (True, 0.75, 0.25),
+    (True, 0.75, 0.5),
+    (True, 0.75, 0.75),
+    (True, 0.75, 0.9),
+    (True, 0.625, 0.9),
+    (True, 0.5, 0.9),
+    (True, 0.375, 0.9),
+    (True, 0.25, 0.9),
 )
 
 
@@ -35,7 +37,7 @@ class Fit:
     """How a site can train a network.
 
     Attributes:
-        job: the job with what it takes of ``training.recompute``, ``patch_share`` and ``frozen_share``.
+        job: the job with what it takes of ``training.recompute``, ``early_update``, ``patch_share``, ``frozen_share``.
         network: with its initial weights, ready for that.
         memory_bytes: what it takes.
         fits: whether that is within the budget; if not, this is the least.
@@ -51,7 +53,10 @@ class Fit:
         """What is done to save memory."""
         training = self.job.training
         return Saving(
-            recompute=training.recompute, patch_share=training.patch_share, frozen_share=training.frozen_share
+            recompute=training.recompute,
+            early_update=training.early_update,
+            patch_share=training.patch_share,
+            frozen_share=training.frozen_share,
         )
 
     @property
@@ -126,10 +131,12 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     # networks that differ by site share by what they hold, not by what they train; krum compares whole updates
     whole = bool(architecture) or "krum" in job.federation.aggregator
     ways = [job]
-    for patch_share, frozen_share in _SAVINGS:
+    for early, patch_share, frozen_share in _SAVINGS:
+        early = settings.early_update or early
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
-        way = _with(job, recompute=again, patch_share=patch, frozen_share=settings.frozen_share if whole else frozen)
+        frozen = settings.frozen_share if whole else frozen
+        way = _with(job, recompute=again, early_update=early, patch_share=patch, frozen_share=frozen)
         right = way.training_patch == job.training_patch or way.trains_on(way.training_patch)
         if right and way not in ways:
             ways.append(way)

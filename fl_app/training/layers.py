@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 _BLOCK = 16  # channels that a CPU computes at once
-_SLAB_VALUES = 2**18  # that are summed at a time
+_SLAB_VALUES = 2**16  # that are summed at a time
 
 
 class GuardedConv3d(nn.Conv3d):
@@ -47,15 +47,16 @@ class _LearnedSlope(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (features,), (gradient,) = context.saved_tensors, gradients
+        down = torch.empty_like(features)
         if gradient.stride() != features.stride():
             # of two layouts torch's operators read one value at a time
-            gradient = torch.empty_like(features).copy_(gradient)
-        down = torch.ops.aten.leaky_relu_backward(gradient, features, context.slope, False)
+            gradient = down.copy_(gradient)
         steeper = torch.zeros(1, device=features.device)
         # slab by slab, since at this point a training step holds most
         slabs = max(1, features.numel() // _SLAB_VALUES)
         for upstream, part in zip(gradient.chunk(slabs, 2), features.chunk(slabs, 2), strict=True):
             steeper += (upstream * part.clamp(max=0)).sum(dtype=torch.float32)
+        torch.ops.aten.leaky_relu_backward.grad_input(gradient, features, context.slope, False, grad_input=down)
         return down, steeper.to(context.type)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from fl_app.errors import ConfigError
 
 Name = Literal["bf16", "fp16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOMENTA = ("exp_avg", "momentum_buffer")  # running means of gradients, in the states of torch's and MONAI's optimisers
 
 
 def choose_precision(wanted: Literal["auto"] | Name, device: torch.device) -> Name:
@@ -46,26 +48,75 @@ class MixedPrecision:
         # fp16 loses gradients below 6e-8: they are scaled up before the backward pass
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context for forward passes."""
+    def autocast(self, keep_weights: bool = True) -> AbstractContextManager[Any]:
+        """The context for forward passes.
+
+        Args:
+            keep_weights: keep the weights in the lower precision until the context ends, for a network that uses them
+                more than once.
+        """
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_TYPES[self.name])
+        return torch.autocast(self.device.type, dtype=_TYPES[self.name], cache_enabled=keep_weights)
 
-    def step(self, loss: torch.Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
-        """Backward pass, gradient clipping at norm ``clip`` (0: none) and one optimiser step."""
-        optimizer.zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.update(network, optimizer, clip)
+    def ready(self, images: torch.Tensor) -> torch.Tensor:
+        """Images on the device, in the type that the network's first layer computes in."""
+        return images.to(self.device, _TYPES.get(self.name, torch.float32))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass; gradients are added to those that there are."""
         self._scaler.scale(loss).backward()
 
-    def update(self, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
-        """Gradient clipping at norm ``clip`` (0: none) and one optimiser step."""
+    def step(
+        self,
+        loss: torch.Tensor,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        early: bool = False,
+    ) -> None:
+        """Backward pass, gradient clipping and one optimiser step.
+
+        Args:
+            loss: its gradients are added to those that there are.
+            network: what the optimiser changes.
+            optimizer: takes the step.
+            clip: largest norm of the gradient; 0: no limit.
+            early: update each weight as soon as its gradient is known, and keep no gradient; ``clip`` is then for each
+                weight. Not in fp16, where only all gradients tell whether the step is taken.
+        """
+        if early and not self._scaler.is_enabled():
+            with _updated_early(optimizer, clip):
+                loss.backward()
+            return
+        self.backward(loss)
         if clip:
             self._scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
         self._scaler.step(optimizer)
         self._scaler.update()
+
+
+@contextmanager
+def _updated_early(optimizer: torch.optim.Optimizer, clip: float) -> Iterator[None]:
+    """Have a backward pass take the optimiser's step (LOMO: Lv et al., ACL 2024, section 3.1)."""
+    [group] = optimizer.param_groups
+    weights = group["params"]
+
+    def update(weight: torch.Tensor) -> None:
+        if clip:
+            torch.nn.utils.clip_grad_norm_([weight], clip)
+        state = optimizer.state[weight]
+        state.update({name: state[name].float() for name in _MOMENTA if name in state})
+        group["params"] = [weight]
+        optimizer.step()
+        group["params"] = weights
+        weight.grad = None
+        state.update({name: state[name].bfloat16() for name in _MOMENTA if name in state})
+
+    hooks = [each.register_post_accumulate_grad_hook(update) for each in weights if each.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

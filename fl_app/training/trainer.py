@@ -203,14 +203,21 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         for number in range(count):
             images, labels = self._sampler.draw(batch, chance, self.team.share(batch))
-            images, labels = images.to(self.device), labels.to(self.device)
-            with self.precision.autocast():
-                logits = self._predict(images)
-            loss = self.team.loss(self._loss, logits, labels, batch) / count
+            images, labels = self.precision.ready(images), labels.to(self.device)
+            # no name holds the logits: the backward pass frees them when the loss is done with them
+            loss = self.team.loss(self._loss, self._logits(images), labels, batch) / count
             mean += loss.detach()
-            self.precision.backward(loss if number else loss + _distance(strength, reference))
-        self.precision.update(self.network, self._optimizer, settings.gradient_clip)
+            if number == 0:
+                loss = loss + _distance(strength, reference)
+            if number + 1 < count:
+                self.precision.backward(loss)
+        early = settings.early_update and isinstance(self.team, Alone)
+        self.precision.step(loss, self.network, self._optimizer, settings.gradient_clip, early)
         return mean
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        with self.precision.autocast(keep_weights=not self.job.training.recompute):
+            return self._predict(images)
 
     def _pull(self, pull: Pull | None) -> tuple[float, Pairs]:
         """Strength, and each parameter with the value that it is pulled to."""
