@@ -112,7 +112,10 @@ def approve_request(
             f"{path}: another request: its fingerprint is {request.fingerprint}; it may have been exchanged on its way"
         )
     if request.name not in consortium.own_keys:
-        raise ProvisioningError(f"{path}: from {request.name}, who is not in the consortium's file with own_key: true")
+        raise ProvisioningError(
+            f"{path}: from {request.name}, who is not in the consortium's file with own_key: true - if it belongs "
+            f"there, put {{name: {request.name}, organisation: {request.organisation}, own_key: true}} among its sites"
+        )
     expected = _organisations(consortium)[request.name]
     if request.organisation != expected:
         raise ProvisioningError(f"{path}: from {request.name} of {request.organisation}; the file says {expected}")

@@ -32,7 +32,7 @@ def test_personal_models_begin_from_the_best_round(tmp_path):
         write_job(
             tmp_path / "job.yaml",
             network={"channels": [2, 4]},
-            federation={"rounds": 3},
+            federation={"rounds": 3, "transfer_bits": 32},
             personal={"fine_tuning_steps": 1},
         )
     )

@@ -41,7 +41,7 @@ def plain(tmp_path_factory):
         write_job(
             tmp_path_factory.mktemp("job") / "job.yaml",
             network={"channels": [2, 4]},
-            federation={"round_time_limit_s": 30, "grace_s": 5},
+            federation={"round_time_limit_s": 30, "grace_s": 5, "transfer_bits": 32},
         )
     )
 

@@ -50,7 +50,9 @@ def test_the_result_tells_the_whole_run(run):
         for site in done.sites.values():
             assert 10**8 < site.memory_bytes < 10**11
             assert site.steps == 30 and site.loss > 0 and site.training_seconds > 0
-            assert site.bytes_sent == site.bytes_received == result.exchanged_bytes > 4 * result.parameters - 1
+            # a byte a value both ways and some scales; the first model is built from the seed
+            assert site.bytes_sent < 0.5 * result.exchanged_bytes and result.exchanged_bytes > 4 * result.parameters - 1
+            assert site.bytes_received == (site.bytes_sent if number > 1 else 0)
             assert 0 <= site.dice <= 1 and site.validation_cases > 0
     assert f"{result.final.mean_dice:.3f}" in printed
     assert "round 3/3" in printed and "Traceback" not in printed

@@ -27,9 +27,9 @@ class FederationSettings(Settings):
         "local: they stay at each site (FedBN)",
     )
     transfer_bits: Literal[32, 8, 3] = Field(
-        32,
-        description="bits of each value on its way, both ways; 32: whole models to the sites, differences back; "
-        "8, 3: differences both ways, and what is rounded off goes with the next ones (docs/architecture.md)",
+        8,
+        description="bits of each value on its way, both ways; 8, 3: differences, and what is rounded off goes with "
+        "the next ones (docs/architecture.md); 32: whole models to the sites, differences back, nothing rounded",
     )
     min_sites: Annotated[int, Field(ge=0)] = Field(
         0, description="quorum: a round with fewer good updates ends the job; 0: every site must answer"
