@@ -90,6 +90,7 @@ def test_patches_are_no_smaller_than_the_job_allows():
     asked = job({"name": "unet", "channels": (4, 8)}, least_patch_share=0.65)
     least = fit_training(asked, CPU, 0)
     assert least.saving.patch_share == 0.65 and least.job.training_patch == (20, 20, 20)
+    assert (asked.training.foreground_share, least.job.training.foreground_share) == (0.5, 0.75)
     assert (
         fit_training(job({"name": "unet", "channels": (4, 8)}, least_patch_share=1.0), CPU, 0).saving.patch_share == 1
     )

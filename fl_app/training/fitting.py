@@ -135,8 +135,16 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
         early = settings.early_update or early
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
-        frozen = settings.frozen_share if whole else frozen
-        way = _with(job, recompute=again, early_update=early, patch_share=patch, frozen_share=frozen)
+        # a smaller patch holds an organ less often: half of those that would be drawn anywhere are centred on one
+        centred = (1 + settings.foreground_share) / 2 if patch < settings.patch_share else settings.foreground_share
+        way = _with(
+            job,
+            recompute=again,
+            early_update=early,
+            patch_share=patch,
+            foreground_share=centred,
+            frozen_share=settings.frozen_share if whole else frozen,
+        )
         right = way.training_patch == job.training_patch or way.trains_on(way.training_patch)
         if right and way not in ways:
             ways.append(way)
