@@ -131,6 +131,14 @@ def test_two_processes_take_the_steps_of_one(wanted, pulled, tolerance, cases, t
     assert again_losses == shared_losses and again.holds(values)
 
 
+@pytest.mark.slow
+def test_several_processes_update_all_weights_together(cases, two):
+    """Their gradients are averaged first: `early_update` is without effect."""
+    losses, plain = trained(job(), cases, two)
+    early_losses, early = trained(job(early_update=True), cases, two)
+    assert early_losses == losses and early.holds(plain.all_values())
+
+
 SEARCHED = random_architecture(Job().search.space, 1).to_json()
 
 

@@ -211,7 +211,7 @@ class Trainer:
                 loss = loss + _distance(strength, reference)
             if number + 1 < count:
                 self.precision.backward(loss)
-        early = settings.early_update and isinstance(self.team, Alone)
+        early = settings.early_update and self.team.size == 1
         self.precision.step(loss, self.network, self._optimizer, settings.gradient_clip, early)
         return mean
 
