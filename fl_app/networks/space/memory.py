@@ -70,15 +70,15 @@ class MemoryModel:
         logits, fine = 1 + self.organs, channels_at(self.space, 0)
         taps = 64 if self.space.downsampling_stem else 27
         # for each voxel the image, the logits, their gradient and the label (see `fl_app.training.dice_ce`)
-        loss = (4 + 2 * self.value_bytes * logits + 1) * self._patch_voxels
+        loss = (self.value_bytes * (1 + 2 * logits) + 1) * self._patch_voxels
         # the head's input and its gradient
         return self._bytes(2 * fine * self._voxels(0), (taps * fine + 1) * logits) + self.scale * loss + self.offset
 
     def inputs(self, nodes: frozenset[int]) -> float:
         """Bytes of the stems from the image to the resolutions that the first block reads."""
         stride = 8 if self.space.downsampling_stem else 1
-        # in fp32 the finest stem's input is the patch itself, which is there anyway
-        shrunk = {node: stride if node or self.value_bytes < 4 else 0 for node in nodes}
+        # the finest stem's input is the patch itself, which is there anyway
+        shrunk = {node: stride if node else 0 for node in nodes}
         kept = sum((channels_at(self.space, node) + shrunk[node]) * self._voxels(node) for node in nodes)
         return self._bytes(kept, sum(29 * channels_at(self.space, node) for node in nodes))
 
