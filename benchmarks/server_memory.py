@@ -110,7 +110,8 @@ class Visitors:
 def ours(sites: int, folder: Path) -> tuple[int, list[float]]:
     """Bytes above the start, and seconds of each update."""
     channel = Visitors()
-    job = Job.model_validate({"training": {"steps_per_round": 1}, "federation": {"rounds": ROUNDS}})
+    federation = {"rounds": ROUNDS, "transfer_bits": 32}  # whole differences, as FLARE's helper takes them
+    job = Job.model_validate({"training": {"steps_per_round": 1}, "federation": federation})
     Workflow(job, folder, channel).run([f"site-{number}" for number in range(sites)])
     return channel.before, channel.seconds
 
