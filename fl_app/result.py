@@ -198,7 +198,7 @@ class Result(Part):
     versions: dict[str, str]
     config: dict[str, Any]
     parameters: int = Field(0, description="values in the network")
-    exchanged_bytes: int = Field(0, description="size of one model on the wire")
+    exchanged_bytes: int = Field(0, description="bytes of one whole model, float32")
     sites: dict[str, Site] = Field(default_factory=dict)
     refused: dict[str, str] = Field(default_factory=dict, description="site: why it takes no part")
     initial_dice: float | None = Field(None, description="mean validation Dice of the untrained network")

@@ -222,7 +222,7 @@ def _figures(result: Result) -> list[tuple[str, str, str]]:
         ("Sites", str(len(result.sites)), refused),
         ("Cases", str(sum(cases)), " · ".join(f"{n} {part}" for n, part in zip(cases, _PARTS, strict=True))),
         ("Time", words.duration(result.seconds), rounds),
-        ("Exchanged", words.size(traffic), f"{words.size(result.exchanged_bytes)} a model"),
+        ("Exchanged", words.size(traffic), f"{words.size(result.exchanged_bytes)} a whole model"),
     ]
     if result.final:
         final = result.final
