@@ -16,6 +16,8 @@ from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.defs import CellChannel, CellChannelTopic
 from nvflare.private.fed.app.client import client_train
 
+from fl_app.messages import LOCKED_OUT
+
 _ABORT_SECONDS = 2.0
 _logger = logging.getLogger(__name__)
 
@@ -51,9 +53,9 @@ def run_client(workspace: Path, site: str, organisation: str, ready: Callable[[]
         def look_at(reply: Message) -> None:
             # FLARE would ask again every 5 s, for ever
             error = str(reply.get_header(MessageHeaderKey.ERROR, ""))
-            if error.endswith("is disabled") and not locked_out.is_set():
+            if error.endswith(LOCKED_OUT) and not locked_out.is_set():
                 locked_out.set()
-                _logger.error(f"Client '{site}' is disabled")
+                _logger.error(f"Client '{site}' {LOCKED_OUT}")
                 threading.Thread(target=leave, args=(engine,), daemon=True).start()
 
         client.cell.core_cell.add_incoming_reply_filter(CellChannel.SERVER_MAIN, CellChannelTopic.HEART_BEAT, look_at)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PREPARE, TRAIN, VALIDATE, TEST = "prepare", "train", "validate", "test"
 PROPOSE, SCORE, DERIVE, PERSONALISE = "propose", "score", "derive", "personalise"
+LOCKED_OUT = "is disabled"  # how FLARE ends its sentence to a site that was locked out
 BELL_TOPIC = "fedspleen.task_ready"  # an empty message: the server has a task, ask for it
 SIGN_TOPIC = "fedspleen.sign"  # a site is alive; how many steps it has done since it got the task
 SIGN_SECONDS = 2.0  # between two such signs

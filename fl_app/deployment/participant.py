@@ -18,6 +18,7 @@ from fl_app.deployment.console import CONSOLE_LOG, console_log
 from fl_app.deployment.kit import Kit, open_kit
 from fl_app.deployment.lock import sole_runner
 from fl_app.errors import FederationError, UsageError
+from fl_app.messages import LOCKED_OUT
 from fl_app.processes import Interrupted, running
 from fl_app.site import SITE_FILE_VARIABLE, SiteSettings, read_site, write_site
 
@@ -223,6 +224,6 @@ def last_error(workspace: Path) -> str:
     text = console.read_text(errors="replace") if console.exists() else ""
     errors = [line.split(" - ERROR - ", 1)[1] for line in text.splitlines() if " - ERROR - " in line]
     told = errors[0].removeprefix(" - ")[:300] if errors else "FLARE gave no reason"
-    if any("Client '" in each and "is disabled" in each for each in errors):
+    if any("Client '" in each and LOCKED_OUT in each for each in errors):
         told = "the server has locked this site out (`fedspleen kit revoke`) - ask the lead of the consortium why"
     return f"{told} (log: {workspace / 'log.txt'})"
