@@ -173,26 +173,25 @@ def test_accumulated_batches_take_the_step_of_their_mean_gradient(data, asked):
         torch.testing.assert_close(before - after, 0.01 * 1.99 * before.grad, atol=1e-6, rtol=1e-3)
 
 
-def trained_twice(asked, data, optimizer, steps, **training):
-    """A trainer after some steps, and one that updates weights early."""
-    trainers = []
-    for early in (False, True):
-        update = {"optimizer": optimizer, "learning_rate": 0.01, "early_update": early, **training}
-        job = asked.model_copy(update={"training": asked.training.model_copy(update=update)})
-        held = load_site_data(data / "site-1", job.data, job.seed, None)
-        trainers.append(Trainer(job, held.training, CPU, "site-1"))
-        trainers[-1].train(1, steps, 1)
-    return trainers
+def trained(asked, data, steps, **training):
+    """A trainer after some steps."""
+    update = {"learning_rate": 0.01, **training}
+    job = asked.model_copy(update={"training": asked.training.model_copy(update=update)})
+    held = load_site_data(data / "site-1", job.data, job.seed, None)
+    trainer = Trainer(job, held.training, CPU, "site-1")
+    trainer.train(1, steps, 1)
+    return trainer
 
 
 @pytest.mark.parametrize("optimizer", ["novograd", "adam", "adamw", "sgd"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_weights_updated_one_by_one_take_the_same_step(data, asked, optimizer, accumulate):
     """To the bit, as long as no momentum is remembered; then up to its rounding to bf16."""
-    changes = {"gradient_clip": 0, "accumulate": accumulate}
-    plain, early = trained_twice(asked, data, optimizer, 1, **changes)
+    changes = {"optimizer": optimizer, "gradient_clip": 0, "accumulate": accumulate}
+    plain, early = (trained(asked, data, 1, early_update=each, **changes) for each in (False, True))
     assert early.holds(plain.all_values())
-    start, (plain, early) = early.all_values(), trained_twice(asked, data, optimizer, 4, **changes)
+    start = early.all_values()
+    plain, early = (trained(asked, data, 4, early_update=each, **changes) for each in (False, True))
     assert all(each.grad is None for each in early.network.parameters())
     for name, value in plain.all_values().items():
         torch.testing.assert_close(early.all_values()[name], value, atol=0.01, rtol=0.01)
@@ -200,7 +199,7 @@ def test_weights_updated_one_by_one_take_the_same_step(data, asked, optimizer, a
 
 
 def test_the_momentum_of_weights_updated_one_by_one_survives_a_restart(data, asked):
-    _, early = trained_twice(asked, data, "novograd", 2)
+    early = trained(asked, data, 2, optimizer="novograd", early_update=True)
     state = copy.deepcopy(early.optimizer_state())
     momenta = [each["exp_avg"] for each in state["state"].values()]
     assert momenta and all(each.dtype == torch.bfloat16 for each in momenta)
