@@ -10,6 +10,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def main() -> None:
     print(f"fedspleen, any budget     {ours:7.3f} s")
     for share in (0.4, 0.6, 0.8):
         budget = share * free
-        taken = seconds(lambda budget=budget: decode(scores, memory, budget), 5)
+        taken = seconds(partial(decode, scores, memory, budget), 5)
         used = memory.total(decode(scores, memory, budget)) / budget
         print(f"fedspleen, budget {share:.0%}     {taken:7.3f} s; the network takes {used:.1%} of its budget")
     with contextlib.redirect_stdout(io.StringIO()):

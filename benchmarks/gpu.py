@@ -142,8 +142,8 @@ def main(options: argparse.Namespace) -> None:
     ]
     plain = [variant for variant in every if not variant.compiled]
     compiled = [variant for variant in every if variant.compiled]
-    work = [(case, variant) for variant in plain for case in cases]
-    work += [((None, options.patches[0], 0), variant) for variant in plain]
+    work: list[tuple[tuple[str, int, int], Variant]] = [(case, variant) for variant in plain for case in cases]
+    work += [(("", options.patches[0], 0), variant) for variant in plain]
     work += [(case, variant) for variant in compiled for case in cases]
     for (name, patch, batch), variant in work:
         group = f"{name} {patch}^3 batch {batch}" if name else f"inference {3 * patch} x {3 * patch} x {2 * patch}"

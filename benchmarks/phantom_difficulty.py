@@ -45,8 +45,8 @@ def cases_of(site: Path) -> Iterator[Case]:
         image, truth = (
             nibabel.as_closest_canonical(nibabel.load(site / folder / path.name)) for folder in ("imagesTr", "labelsTr")
         )
-        spacing = tuple(float(value) for value in image.header.get_zooms())
-        yield Case(np.asarray(image.dataobj, np.float32), np.asarray(truth.dataobj) > 0, spacing)
+        x, y, z = map(float, image.header.get_zooms())
+        yield Case(np.asarray(image.dataobj, np.float32), np.asarray(truth.dataobj) > 0, (x, y, z))
 
 
 def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

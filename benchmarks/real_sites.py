@@ -78,9 +78,9 @@ def main(repetitions: int, rounds: int) -> None:
             seconds["simulator"] += ours(Path(second), rounds)[2:]
         for name, taken in up.items():
             starts.setdefault(name, []).append(taken)
-    for name, taken in starts.items():
+    for name, waits in starts.items():
         print(
-            f"{name:12} median {statistics.median(taken):5.2f} s until it was up ({min(taken):.2f} to {max(taken):.2f})"
+            f"{name:12} median {statistics.median(waits):5.2f} s until it was up ({min(waits):.2f} to {max(waits):.2f})"
         )
     print_rounds(seconds, 12)
     medians = [statistics.median(taken) for taken in seconds.values()]

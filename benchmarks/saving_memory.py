@@ -26,7 +26,11 @@ from fl_app.training.trainer import ready_network
 
 CPU = torch.device("cpu")
 QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
-NETWORKS = {"unet": {"channels": (16, 32, 64, 128)}, "segresnet": {"channels": (8, 16)}, "dynunet": {"size": "small"}}
+NETWORKS: dict[str, dict[str, object]] = {
+    "unet": {"channels": (16, 32, 64, 128)},
+    "segresnet": {"channels": (8, 16)},
+    "dynunet": {"size": "small"},
+}
 
 
 def steps_of(job: Job) -> RandomSteps:

@@ -49,8 +49,13 @@ def print_tables(out: Path) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*/*.json"))]
     seeds = sorted({run["seed"] for run in runs})
     sites = sorted({site for run in runs for site in run["budgets"]})
-    print(f"test Dice, mean over seeds {', '.join(map(str, seeds))}; memory in MiB, mean over sites; * breaks a budget")
-    print(f"{'row':<34}" + "".join(f"{site:>8}" for site in sites) + f"{'mean':>8}{'worst':>8}{'spread':>8}{'MiB':>7}")
+    print(
+        f"test Dice by site, mean over seeds {', '.join(map(str, seeds))}; means over sites: surface Dice, memory in "
+        "MiB (* breaks a budget), millions of parameters, 10^9 operations of a forward pass, a step's time as a share "
+        "of the plain U-Net's"
+    )
+    heads = ["mean", "worst", "spread", "surface", "MiB", "param", "GFLOP", "step"]
+    print(f"{'row':<34}" + "".join(f"{head:>8}" for head in [*sites, *heads]))
     for name, model in ROWS:
         found = [run for run in runs if run["name"] == name]
         if not found:
@@ -61,7 +66,8 @@ def print_tables(out: Path) -> None:
         by_site = [statistics.mean(run[site]["scores"]["dice"] or 0.0 for run in picked) for site in sites]
         means = [statistics.mean(each["scores"]["dice"] or 0.0 for each in run.values()) for run in picked]
         worst = statistics.mean(min(each["scores"]["dice"] or 0.0 for each in run.values()) for run in picked)
-        memory = [each["memory_bytes"] for run in picked for each in run.values()]
+        kept = [each for run in picked for each in run.values()]
+        surface = statistics.mean(each["scores"]["surface_dice"] or 0.0 for each in kept)
         breaks = any(
             run[site]["memory_bytes"] > whole["budgets"][site]
             for run, whole in zip(picked, found, strict=True)
@@ -69,11 +75,15 @@ def print_tables(out: Path) -> None:
         )
         spread = statistics.stdev(means) if len(means) > 1 else 0.0
         line = "".join(f"{value:>8.3f}" for value in by_site)
-        mebibytes = statistics.mean(memory) / 2**20
         label = f"{name}, {model}"
+        mebibytes, millions = (
+            statistics.mean(each[key] for each in kept) / unit
+            for key, unit in (("memory_bytes", 2**20), ("parameters", 1e6))
+        )
+        operations, step = (statistics.mean(each["cost"][key] for each in kept) for key in ("operations", "step"))
         print(
-            f"{label:<34}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}"
-            f"{mebibytes:>6.1f}{'*' if breaks else ' '}"
+            f"{label:<34}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
+            f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations / 1e9:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
     _print_tests(out)

@@ -34,6 +34,7 @@ def write_site(folder: Path, count: int) -> None:
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     case = write_case(folder.parent)
+    assert case.label
     image = nibabel.load(case.image)
     voxels = np.asarray(image.dataobj)
     for number in range(count):

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Visitors:
             values = update(payload.values, self._chance) if task == TRAIN else {}
             report = self._report(task, payload.facts)
             started = time.process_time()
-            exchange.receive(site, lambda site=site, values=values, report=report: answer(site, values, report))
+            exchange.receive(site, partial(answer, site, values, report))
             if task == TRAIN:
                 self.seconds.append(time.process_time() - started)
         exchange.close()

@@ -177,8 +177,8 @@ def main(wanted: float, limit: float, only: list[str], report: Path | None) -> N
             print(f"{name}: {least}{times:.1f} times as long as fedspleen, {processor:.1f} times the processor time")
     if report:
         runs = {name: asdict(reached) for name, reached in found.items()}
-        told = {"dice": wanted, "limit": limit, "runs": runs, "machine": machine()}
-        report.write_text(json.dumps(told, indent=1) + "\n")
+        facts = {"dice": wanted, "limit": limit, "runs": runs, "machine": machine()}
+        report.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchmarks.timing import machine
 from fl_app.config import Job
 from fl_app.training.cost import RandomSteps
 from fl_app.training.device import choose_device
+from fl_app.training.precision import Name
 from fl_app.training.trainer import ready_network
 from fl_app.training.trial import Way, quickest_way, timed
 
@@ -32,7 +33,7 @@ def compare(name: str, patch: int, device: torch.device, repeats: int) -> dict[s
         {"data": {"patch_voxels": [patch] * 3}, "network": {"name": name}, "training": {"batch_size": 1}}
     )
     network = ready_network(job, device)
-    halves = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
+    halves: tuple[Name, ...] = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
     ways = [BASE, Way("fp32", True), *(Way(half, layout) for half in halves for layout in (False, True))]
     steps = {
         way: RandomSteps(way.laid_out(copy.deepcopy(network)), [patch] * 3, 1, device, way.precision, job.training)

@@ -78,7 +78,7 @@ def main(job_file: Path, steps: int) -> None:
     for layer in before.network.modules():
         layer.__class__ = nn.PReLU if isinstance(layer, nn.PReLU) else type(layer)  # torch's own again
     monai = DiceCELoss(to_onehot_y=True, softmax=True)
-    before._loss = lambda logits, labels: monai(logits, labels.long())
+    before.loss = lambda logits, labels: monai(logits, labels.long())
     with FlopCounterMode(display=False) as counter:
         before.step()
     operations = counter.get_total_flops()

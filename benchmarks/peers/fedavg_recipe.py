@@ -11,6 +11,7 @@ from fl_app.config import NetworkSettings
 if __name__ == "__main__":
     workspace, rounds, sites = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     settings = NetworkSettings()
+    assert settings.channels is not None
     recipe = FedAvgRecipe(
         name="peer",
         min_clients=sites,

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +181,9 @@ class RandomSteps:
         device: where to take the steps.
         precision: what they compute in.
         settings: names the loss and the optimiser; none: the defaults.
+
+    Attributes:
+        loss: of logits against labels.
     """
 
     def __init__(
@@ -198,7 +201,7 @@ class RandomSteps:
         self._precision = MixedPrecision(precision, device)
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
         self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
-        self._loss = build_loss(settings.loss)
+        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)
         self._clip = settings.gradient_clip
         self._early, self._recompute = settings.early_update, settings.recompute
         self._count = settings.accumulate
@@ -207,8 +210,8 @@ class RandomSteps:
         """Forward and backward as often as a step takes batches, and a step of the optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self._count - 1):
-            self._precision.backward(self._loss(self._logits(), self._labels))
-        loss = self._loss(self._logits(), self._labels)
+            self._precision.backward(self.loss(self._logits(), self._labels))
+        loss = self.loss(self._logits(), self._labels)
         self._precision.step(loss, self.network, self.optimizer, self._clip, self._early)
 
     def _logits(self) -> torch.Tensor:
