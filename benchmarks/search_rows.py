@@ -26,6 +26,7 @@ from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
+SEGRESNET = (8, 16)  # has as many parameters as that U-Net
 QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 CPU = torch.device("cpu")
 _TIMED_STEPS = 3
@@ -272,6 +273,8 @@ ROWS: Mapping[str, Callable[[Field], Run]] = {
     "local": lambda field: field.alone("local", together=False),
     "centralised": lambda field: field.alone("centralised", together=True),
     "ditto": lambda field: field.federated("ditto", with_ditto(field.job)),
-    "segresnet": lambda field: field.federated("segresnet", with_network(field.job, name="segresnet")),
-    "dynunet": lambda field: field.federated("dynunet", with_network(field.job, name="dynunet")),
+    "segresnet": lambda field: field.federated(
+        "segresnet", with_network(field.job, name="segresnet", channels=SEGRESNET)
+    ),
+    "dynunet": lambda field: field.federated("dynunet", with_network(field.job, name="dynunet", size="small")),
 }

@@ -1,11 +1,14 @@
 """A whole federation within this process, without FLARE: the same workflow and the same work at the sites.
 
-For benchmarks and fast tests. The sites take their turns, so it is no faster than one site after the other.
+For simulations of more sites than the memory holds processes, benchmarks and fast tests. The sites take their turns, so
+it is no faster than one site after the other. ``python -m fl_app.rehearsal RESULT_FOLDER SITE [SITE ...]`` is what
+`fl_app.simulation` starts as a process.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -18,9 +21,11 @@ import torch
 from clients.failures import classify
 from clients.work import SiteWork
 from fl_app.config import Job
+from fl_app.config_file import load_job
 from fl_app.errors import UserError
+from fl_app.processes import end_with_parent
 from fl_app.result import Result
-from fl_app.site import SiteSettings
+from fl_app.site import SiteSettings, read_site
 from fl_app.transfer import ModelNotHeldError
 from server.channel import Answer, Channel, Payload
 from server.exchange import Exchange
@@ -105,3 +110,21 @@ def rehearsal_channel(job: Job, sites: Mapping[str, SiteSettings]) -> Rehearsal:
 
 def _copies(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in values.items()}
+
+
+def main(out: Path, sites: list[str]) -> int:
+    """Run the job in a result's folder, or go on with it; the process's exit code. An error is in ``result.json``."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        rehearse(
+            load_job(out / "job.yaml"), {site: read_site(out / "sites" / site / "site.yaml") for site in sites}, out
+        )
+    except UserError as error:
+        _logger.error(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

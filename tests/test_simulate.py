@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,6 +19,7 @@ from fl_app.config_file import load_job
 from fl_app.data.site_data import load_site_data
 from fl_app.model_file import load_model
 from fl_app.result import read_result
+from fl_app.simulation import Events, Simulation, run_simulation
 from fl_app.site import SiteSettings, write_site
 from fl_app.training.fitting import training_memory
 from fl_app.training.trainer import Trainer, ready_network
@@ -236,3 +239,31 @@ def test_a_simulation_that_was_killed_goes_on_to_the_same_model(run, tmp_path):
         there, other = load_model(folder / "out" / "model" / f"{name}.safetensors")
         assert info.round == other.round and all(torch.equal(value, there[key]) for key, value in here.items())
     assert fedspleen("simulate", "--resume", out, cwd=folder).returncode == 2, "it is finished"
+
+
+def test_sites_that_take_turns_in_one_process_train_the_same_model(run, tmp_path):
+    folder, _, arguments = run
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[: max(1, len(cores) // 2)]  # the threads that each of the two sites had in a process of its own
+    out = tmp_path / "out"
+    done = fedspleen(
+        *arguments, "--out", out, "--one-process", cwd=folder, preexec_fn=lambda: os.sched_setaffinity(0, share)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_result(out / "result.json").final.mean_dice == read_result(folder / "out/result.json").final.mean_dice
+    here, _ = load_model(out / "model" / "best.safetensors")
+    there, _ = load_model(folder / "out" / "model" / "best.safetensors")
+    assert all(torch.equal(value, there[key]) for key, value in here.items())
+    assert not (out / "logs" / "server.log").exists(), "that would be FLARE's"
+
+
+def test_sites_take_turns_where_the_memory_holds_no_process_for_each(run, tmp_path, monkeypatch):
+    data = write_sites(tmp_path / "data", site_1=4, site_2=4, site_3=4)
+    job = load_job(write_job(tmp_path / "job.yaml", federation={"rounds": 1}, training={"steps_per_round": 1}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # other tests may hold the other cores
+    told = []
+    events = Events(told.append, lambda site, findings: None, lambda result, under_way: None, lambda name: None)
+    run_simulation(Simulation(job, tmp_path / "out", data, shared=tmp_path), events)
+    assert "the free memory does not hold 3 processes: the sites take turns in one, without FLARE" in told
+    assert set(read_result(tmp_path / "out" / "result.json").final.sites) == {"site-1", "site-2", "site-3"}

@@ -40,6 +40,13 @@ def simulate(
     split: Annotated[
         str, typer.Option(help="How one data set is divided: iid, by-size, dirichlet:ALPHA or same (all to each).")
     ] = "iid",
+    one_process: Annotated[
+        bool,
+        typer.Option(
+            "--one-process",
+            help="Sites take turns in one process, without FLARE; also done where the memory holds no process each.",
+        ),
+    ] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also train locally and centralised.")] = False,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with a run that ended early: its folder.", show_default=False)
@@ -61,7 +68,7 @@ def simulate(
         config, out = resume / "job.yaml", resume
     job = load_job(config or _QUICK_JOB, overrides)
     out = result_folder(job, out)
-    simulation = Simulation(job, out, data, sites, split, device, tuple(memory_budget_gib or ()))
+    simulation = Simulation(job, out, data, sites, split, device, tuple(memory_budget_gib or ()), one_process)
     console = open_console()
     console.print(f"fedspleen {own_version()}: {job.name}, {job.federation.rounds} rounds")
     console.print(f"result folder: {out}")
@@ -74,7 +81,10 @@ def simulate(
                 progress=progress.update,
                 baseline=lambda name: console.print(f"baseline {name} trained"),
             )
-            result = resume_simulation(out, events, compare) if resume else run_simulation(simulation, events, compare)
+            if resume:
+                result = resume_simulation(out, events, compare, one_process)
+            else:
+                result = run_simulation(simulation, events, compare)
     except BaseException:
         if (out / "result.json").exists():
             from fl_app.reports.page import write_report  # imports torch: seconds that a run need not wait for
