@@ -47,6 +47,7 @@ class SiteWidths:
         self._device = device
         self._budget = memory_budget(settings.memory_budget_gib, device)
         self._longest = settings.window_budget_s
+        self._plans: dict[str, Job] = {}  # how each network that was tried is trained here
 
     def ready(self, main: Fit) -> SearchReady:
         """The widest network that fits the site's memory, and is quick enough.
@@ -92,7 +93,11 @@ class SiteWidths:
         return is_quick(fit.network, self._job, self._device, self._longest)
 
     def _planned(self, architecture: str) -> Planned:
-        return self._fit(architecture).job, architecture
+        if architecture not in self._plans:
+            self._fit(architecture)
+        return self._plans[architecture], architecture
 
     def _fit(self, architecture: str) -> Fit:
-        return fit_training(self._job, self._device, self._budget, architecture)
+        fit = fit_training(self._job, self._device, self._budget, architecture)
+        self._plans[architecture] = fit.job
+        return fit

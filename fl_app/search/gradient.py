@@ -259,7 +259,7 @@ class GradientSearch(Trainer):
 
     def _logit_step(self, strength: float, chance: np.random.Generator) -> None:
         images, labels = self._other_half.draw(self.job.training.batch_size, chance)
-        images, labels = images.to(self.device), labels.to(self.device)
+        images, labels = self.precision.ready(images), labels.to(self.device)
         with self.precision.autocast():
             predicted = self._predict(images)
         loss = self._loss(predicted, labels)

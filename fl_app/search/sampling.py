@@ -136,7 +136,7 @@ class SupernetTrainer(Trainer):
         total = 0.0
         for images, labels in patches:
             with self.precision.autocast():
-                logits = self.network(images.to(self.device))
+                logits = self.network(self.precision.ready(images))
             total += float(self._loss(logits, labels.to(self.device)))
         return total / len(patches)
 
