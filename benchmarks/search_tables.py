@@ -50,12 +50,13 @@ def print_tables(out: Path) -> None:
     seeds = sorted({run["seed"] for run in runs})
     sites = sorted({site for run in runs for site in run["budgets"]})
     print(
-        f"test Dice by site, mean over seeds {', '.join(map(str, seeds))}; means over sites: surface Dice, memory in "
+        f"test Dice by site, mean over seeds {', '.join(map(str, seeds))} or as many of them as there are runs (the "
+        "first number of a row); means over sites: surface Dice, memory in "
         "MiB (* breaks a budget), millions of parameters, 10^9 operations of a forward pass, a step's time as a share "
         "of the plain U-Net's"
     )
     heads = ["mean", "worst", "spread", "surface", "MiB", "param", "GFLOP", "step"]
-    print(f"{'row':<34}" + "".join(f"{head:>8}" for head in [*sites, *heads]))
+    print(f"{'row':<34}{'seeds':>6}" + "".join(f"{head:>8}" for head in [*sites, *heads]))
     for name, model in ROWS:
         found = [run for run in runs if run["name"] == name]
         if not found:
@@ -82,7 +83,7 @@ def print_tables(out: Path) -> None:
         )
         operations, step = (statistics.mean(each["cost"][key] for each in kept) for key in ("operations", "step"))
         print(
-            f"{label:<34}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
+            f"{label:<34}{len(found):>6}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
             f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations / 1e9:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
