@@ -47,7 +47,7 @@ class SiteWidths:
         self._device = device
         self._budget = memory_budget(settings.memory_budget_gib, device)
         self._longest = settings.window_budget_s
-        self._plans: dict[str, Job] = {}  # how each network that was tried is trained here
+        self._plans: dict[str, Job] = {}  # how each network is trained here
 
     def ready(self, main: Fit) -> SearchReady:
         """The widest network that fits the site's memory, and is quick enough.
@@ -76,6 +76,7 @@ class SiteWidths:
                 "predict a window - raise it, or lower the job's data.patch_voxels",
                 fit.memory_bytes,
             )
+        self._plans[Width(eighths).to_json()] = fit.job
         _logger.info(f"memory budget {mebibytes(self._budget)}: {eighths} eighths of the job's network, {fit.words}")
         parameters = sum(value.numel() for value in fit.network.parameters())
         widest = WidestNetwork(
@@ -94,10 +95,8 @@ class SiteWidths:
 
     def _planned(self, architecture: str) -> Planned:
         if architecture not in self._plans:
-            self._fit(architecture)
+            self._plans[architecture] = self._fit(architecture).job
         return self._plans[architecture], architecture
 
     def _fit(self, architecture: str) -> Fit:
-        fit = fit_training(self._job, self._device, self._budget, architecture)
-        self._plans[architecture] = fit.job
-        return fit
+        return fit_training(self._job, self._device, self._budget, architecture)
