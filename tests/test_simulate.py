@@ -257,7 +257,7 @@ def test_sites_that_take_turns_in_one_process_train_the_same_model(run, tmp_path
     assert not (out / "logs" / "server.log").exists(), "that would be FLARE's"
 
 
-def test_sites_take_turns_where_the_memory_holds_no_process_for_each(run, tmp_path, monkeypatch):
+def test_sites_take_turns_where_the_memory_holds_no_process_for_each(tmp_path, monkeypatch):
     data = write_sites(tmp_path / "data", site_1=4, site_2=4, site_3=4)
     job = load_job(write_job(tmp_path / "job.yaml", federation={"rounds": 1}, training={"steps_per_round": 1}))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
