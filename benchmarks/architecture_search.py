@@ -14,16 +14,16 @@ FLARE process is started: the sites take turns in one process, with the same wor
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from benchmarks.search_rows import ROWS, Field, base_job, unet_memory
+from benchmarks.search_rows import ROWS, Row, base_job, unet_memory
 from benchmarks.search_tables import print_tables
 from fl_app.data.phantom import make_cohort
+from fl_app.simulation.sites import threads_of_each
 from fl_app.site import SiteSettings
 
 BUDGETS = (1.0, 0.75, 0.5, 0.25)
@@ -31,14 +31,14 @@ BUDGETS = (1.0, 0.75, 0.5, 0.25)
 
 def run_row(arguments: argparse.Namespace, seed: int, name: str) -> str:
     """Run one row with one seed, and write it to the folder; a line about it."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    torch.set_num_threads(threads_of_each(arguments.jobs))
     folder = arguments.out / f"seed-{seed}"
     job = base_job(seed, arguments.rounds, arguments.steps, arguments.tuning)
     memory = unet_memory(job)
     data = cohort(arguments, seed)
     sites = {path.name: SiteSettings(data=path, cache=arguments.out / "cache") for path in data}
     budgets = {site: int(memory * share) for site, share in zip(sites, arguments.budgets, strict=True)}
-    run = ROWS[name](Field(job, sites, budgets, folder, arguments.supernet_share))
+    run = ROWS[name](Row(name, job, sites, budgets, folder / name, arguments.supernet_share))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(run.model_dump_json(indent=1))
     return f"seed {seed}, {name}: {run.seconds:.0f} s"

@@ -19,29 +19,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
+from benchmarks.steps import QUICK, steps_of
 from benchmarks.timing import show
+from fl_app.config_file import load_job
+from fl_app.simulation.sites import threads_of_each
 
 STEPS = 2
 WAYS = {"fedspleen": None, "libgomp's default": "300000"}
-QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 
 
 def step_seconds() -> float:
     """Seconds of a step of the quick job in this process, with a thread for each core."""
-    import torch
-
-    from fl_app.config_file import load_job
-    from fl_app.training.cost import RandomSteps
-    from fl_app.training.trainer import ready_network
-    from fl_app.training.trial import usual_way
-
-    cpu, job = torch.device("cpu"), load_job(QUICK)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    precision = usual_way(job, cpu).precision
-    steps = RandomSteps(
-        ready_network(job, cpu), job.data.patch_voxels, job.training.batch_size, cpu, precision, job.training
-    )
-    steps.step()
+    torch.set_num_threads(threads_of_each(1))
+    steps = steps_of(load_job(QUICK))
     started = time.perf_counter()
     for _ in range(STEPS):
         steps.step()
@@ -81,7 +73,7 @@ def other_work(processes: int) -> Iterator[None]:
 
 def main(repetitions: int, report: Path | None) -> None:
     """Both ways in turns, alone and beside other work."""
-    cores = len(os.sched_getaffinity(0))
+    cores = threads_of_each(1)
     for label, others in (("alone", 0), ("while other work holds the cores", cores + 1)):
         seconds: dict[str, list[float]] = {name: [] for name in WAYS}
         with other_work(others):

@@ -15,32 +15,19 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.steps import CPU, QUICK, steps_of
 from benchmarks.timing import in_turns, machine
 from fl_app.config import Job
 from fl_app.config_file import load_job
 from fl_app.networks.space.decoding import mebibytes
-from fl_app.training.cost import RandomSteps
 from fl_app.training.fitting import Fit, training_memory, ways_to_save
-from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
-CPU = torch.device("cpu")
-QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 NETWORKS: dict[str, dict[str, object]] = {
     "unet": {"channels": (16, 32, 64, 128)},
     "segresnet": {"channels": (8, 16)},
     "dynunet": {"size": "small"},
 }
-
-
-def steps_of(job: Job) -> RandomSteps:
-    """Training steps, one of which is done."""
-    precision = choose_precision(job.training.precision, CPU)
-    steps = RandomSteps(
-        ready_network(job, CPU), job.training_patch, job.training.batch_size, CPU, precision, job.training
-    )
-    steps.step()
-    return steps
 
 
 def main() -> None:

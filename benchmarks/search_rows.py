@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 
+from benchmarks.steps import CPU, QUICK, steps_of
 from benchmarks.timing import in_turns
 from fl_app.baselines import train_baseline
 from fl_app.config import Job
@@ -20,15 +20,12 @@ from fl_app.messages import Saving
 from fl_app.rehearsal import rehearse
 from fl_app.result import Result, SearchResult
 from fl_app.site import SiteSettings
-from fl_app.training.cost import RandomSteps, forward_flops
+from fl_app.training.cost import forward_flops
 from fl_app.training.fitting import training_memory
-from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
 SEGRESNET = (8, 16)  # has as many parameters as that U-Net
-QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
-CPU = torch.device("cpu")
 _TIMED_STEPS = 3
 
 
@@ -107,50 +104,6 @@ def unet_memory(job: Job) -> int:
     return training_memory(ready_network(job, CPU), job, CPU)
 
 
-def federated(
-    name: str, job: Job, sites: dict[str, SiteSettings], out: Path, budgets: dict[str, int], keep: bool = False
-) -> Run:
-    """Rehearse a job; its sites' personal models.
-
-    Args:
-        name: of the run.
-        job: the job.
-        sites: the sites.
-        out: folder for the result.
-        budgets: bytes, by site.
-        keep: whether the sites keep to them; with a search they do.
-    """
-    started = time.monotonic()
-    own = {
-        site: settings.model_copy(
-            update={
-                "output": out / site,
-                "memory_budget_gib": budgets[site] / 2**30 if keep or job.search.wanted else None,
-            }
-        )
-        for site, settings in sites.items()
-    }
-    result = rehearse(job, own, out / "result")
-    seconds = time.monotonic() - started
-    assert result.personal is not None
-    rounds = [*result.rounds, *(result.search.supernet_rounds + result.search.rounds if result.search else [])]
-    costs = Costs(job, result)
-    return Run(
-        name=name,
-        seed=job.seed,
-        seconds=seconds,
-        budgets=budgets,
-        models={
-            site: {model: each.model_dump() | {"cost": costs.of(site, model)} for model, each in kept.models.items()}
-            | {"chosen": {"name": kept.chosen}}
-            for site, kept in result.personal.sites.items()
-        },
-        bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
-        upload_share=upload_share(result.search) if result.search and result.search.supernet_rounds else None,
-        search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
-    )
-
-
 class Costs:
     """What the models of a finished job cost.
 
@@ -165,8 +118,7 @@ class Costs:
 
     def of(self, site: str, model: str) -> dict[str, float]:
         """A model's cost at a site: ``operations`` of a forward pass of the job's patch (a multiply-add counted as
-        two), and ``step``: the time of a training step as a share of the
-        plain step of the quick job's U-Net.
+        two), and ``step``: the time of a training step as a share of the quick job's, whose U-Net saves no memory.
         """
         architecture, saving = "", Saving()
         if self._result and self._result.search and (model.startswith("searched") or model == "consensus"):
@@ -184,20 +136,11 @@ class Costs:
     def _measure(self, architecture: str, saving: Saving) -> dict[str, float]:
         training = self._job.training.model_copy(update=saving.model_dump())
         own = self._job.model_copy(update={"training": training})
-        plain = self._job.model_copy(update={"network": load_job(QUICK).network})
-        steps = {"plain": _steps(plain, ""), "own": _steps(own, architecture)}
-        for each in steps.values():
-            each.step()
+        steps = {"plain": steps_of(load_job(QUICK)), "own": steps_of(own, architecture)}
         seconds = in_turns({name: each.step for name, each in steps.items()}, _TIMED_STEPS)
         share = statistics.median(seconds["own"]) / statistics.median(seconds["plain"])
         operations = forward_flops(ready_network(self._job, CPU, architecture), self._job.data.patch_voxels)
         return {"operations": operations, "step": share}
-
-
-def _steps(job: Job, architecture: str) -> RandomSteps:
-    precision = choose_precision(job.training.precision, CPU)
-    network = ready_network(job, CPU, architecture)
-    return RandomSteps(network, job.training_patch, job.training.batch_size, CPU, precision, job.training)
 
 
 def upload_share(search: SearchResult) -> float:
@@ -206,75 +149,105 @@ def upload_share(search: SearchResult) -> float:
     return sum(sent) / len(sent) / search.supernet_bytes
 
 
-def alone(name: str, job: Job, sites: dict[str, SiteSettings], budgets: dict[str, int], together: bool) -> Run:
-    """Train without federation: each site for itself, or all cases in one place."""
-    started = time.monotonic()
-    steps = job.training.steps_per_round
-    memory, cost = unet_memory(job), Costs(job).of("", name)
-    parameters = sum(each.numel() for each in ready_network(job, CPU).parameters())
-    models: dict[str, dict[str, dict[str, Any]]] = {}
-    groups = [list(sites)] if together else [[site] for site in sites]
-    for group in groups:
-        baseline = train_baseline(job, group, sites, steps * len(group))
-        for site in group:
-            models[site] = {
-                name: {
-                    "scores": baseline.sites[site].model_dump(),
-                    "memory_bytes": memory,
-                    "parameters": parameters,
-                    "cost": cost,
-                }
-            }
-    return Run(name=name, seed=job.seed, seconds=time.monotonic() - started, budgets=budgets, models=models)
-
-
 @dataclass(frozen=True)
-class Field:
-    """What all rows of one seed have in common.
+class Row:
+    """One row of one seed.
 
     Attributes:
+        name: the row's.
         job: the U-Net's.
         sites: the sites.
         budgets: bytes, by site.
-        folder: for the results of the runs.
+        folder: for what the run leaves.
         share: of the steps of a search, that its supernet takes.
     """
 
+    name: str
     job: Job
     sites: dict[str, SiteSettings]
     budgets: dict[str, int]
     folder: Path
     share: float
 
-    def federated(self, name: str, job: Job, keep: bool = False) -> Run:
-        """See `federated`."""
-        return federated(name, job, self.sites, self.folder / name, self.budgets, keep)
+    def federated(self, job: Job, keep: bool = False) -> Run:
+        """Rehearse a job; its sites' personal models.
 
-    def alone(self, name: str, together: bool) -> Run:
-        """See `alone`."""
-        return alone(name, self.job, self.sites, self.budgets, together)
+        Args:
+            job: the job.
+            keep: whether the sites keep to their budgets; with a search they do.
+        """
+        started = time.monotonic()
+        keep = keep or job.search.wanted
+        own = {
+            site: settings.model_copy(
+                update={
+                    "output": self.folder / site,
+                    "memory_budget_gib": self.budgets[site] / 2**30 if keep else None,
+                }
+            )
+            for site, settings in self.sites.items()
+        }
+        result = rehearse(job, own, self.folder / "result")
+        seconds = time.monotonic() - started
+        assert result.personal is not None
+        rounds = [*result.rounds, *(result.search.supernet_rounds + result.search.rounds if result.search else [])]
+        costs = Costs(job, result)
+        return Run(
+            name=self.name,
+            seed=job.seed,
+            seconds=seconds,
+            budgets=self.budgets,
+            models={
+                site: {
+                    model: each.model_dump() | {"cost": costs.of(site, model)} for model, each in kept.models.items()
+                }
+                | {"chosen": {"name": kept.chosen}}
+                for site, kept in result.personal.sites.items()
+            },
+            bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
+            upload_share=upload_share(result.search) if result.search and result.search.supernet_rounds else None,
+            search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
+        )
 
-    def searched(self, name: str, **search: Any) -> Run:
+    def searched(self, **search: Any) -> Run:
         """The job with a search of cells."""
-        return self.federated(name, searching(self.job, self.share, **search))
+        return self.federated(searching(self.job, self.share, **search))
+
+    def alone(self, together: bool) -> Run:
+        """Train without federation: each site for itself, or all cases in one place."""
+        memory, cost = unet_memory(self.job), Costs(self.job).of("", self.name)
+        parameters = sum(each.numel() for each in ready_network(self.job, CPU).parameters())
+        started = time.monotonic()
+        steps = self.job.training.steps_per_round
+        models: dict[str, dict[str, dict[str, Any]]] = {}
+        groups = [list(self.sites)] if together else [[site] for site in self.sites]
+        for group in groups:
+            baseline = train_baseline(self.job, group, self.sites, steps * len(group))
+            for site in group:
+                models[site] = {
+                    self.name: {
+                        "scores": baseline.sites[site].model_dump(),
+                        "memory_bytes": memory,
+                        "parameters": parameters,
+                        "cost": cost,
+                    }
+                }
+        seconds = time.monotonic() - started
+        return Run(name=self.name, seed=self.job.seed, seconds=seconds, budgets=self.budgets, models=models)
 
 
-ROWS: Mapping[str, Callable[[Field], Run]] = {
-    "unet": lambda field: field.federated("unet", field.job),
-    "unet in budget": lambda field: field.federated("unet in budget", recomputing(field.job), keep=True),
-    "search width": lambda field: field.federated("search width", widths(recomputing(field.job))),
-    "search width half": lambda field: field.federated(
-        "search width half", widths(with_network(field.job, channels=HALF))
-    ),
-    "search nested": lambda field: field.searched("search nested", mode="nested"),
-    "search random": lambda field: field.searched("search random", mode="nested", strategy="random"),
-    "search consensus": lambda field: field.searched("search consensus", mode="consensus"),
-    "search free": lambda field: field.searched("search free", mode="free"),
-    "local": lambda field: field.alone("local", together=False),
-    "centralised": lambda field: field.alone("centralised", together=True),
-    "ditto": lambda field: field.federated("ditto", with_ditto(field.job)),
-    "segresnet": lambda field: field.federated(
-        "segresnet", with_network(field.job, name="segresnet", channels=SEGRESNET)
-    ),
-    "dynunet": lambda field: field.federated("dynunet", with_network(field.job, name="dynunet", size="small")),
+ROWS: Mapping[str, Callable[[Row], Run]] = {
+    "unet": lambda row: row.federated(row.job),
+    "unet in budget": lambda row: row.federated(recomputing(row.job), keep=True),
+    "search width": lambda row: row.federated(widths(recomputing(row.job))),
+    "search width half": lambda row: row.federated(widths(with_network(row.job, channels=HALF))),
+    "search nested": lambda row: row.searched(mode="nested"),
+    "search random": lambda row: row.searched(mode="nested", strategy="random"),
+    "search consensus": lambda row: row.searched(mode="consensus"),
+    "search free": lambda row: row.searched(mode="free"),
+    "local": lambda row: row.alone(together=False),
+    "centralised": lambda row: row.alone(together=True),
+    "ditto": lambda row: row.federated(with_ditto(row.job)),
+    "segresnet": lambda row: row.federated(with_network(row.job, name="segresnet", channels=SEGRESNET)),
+    "dynunet": lambda row: row.federated(with_network(row.job, name="dynunet", size="small")),
 }

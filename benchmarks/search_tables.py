@@ -77,14 +77,13 @@ def print_tables(out: Path) -> None:
         spread = statistics.stdev(means) if len(means) > 1 else 0.0
         line = "".join(f"{value:>8.3f}" for value in by_site)
         label = f"{name}, {model}"
-        mebibytes, millions = (
-            statistics.mean(each[key] for each in kept) / unit
-            for key, unit in (("memory_bytes", 2**20), ("parameters", 1e6))
-        )
-        operations, step = (statistics.mean(each["cost"][key] for each in kept) for key in ("operations", "step"))
+        mebibytes = statistics.mean(each["memory_bytes"] for each in kept) / 2**20
+        millions = statistics.mean(each["parameters"] for each in kept) / 1e6
+        operations = statistics.mean(each["cost"]["operations"] for each in kept) / 1e9
+        step = statistics.mean(each["cost"]["step"] for each in kept)
         print(
             f"{label:<34}{len(found):>6}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
-            f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations / 1e9:>8.1f}{step:>8.2f}"
+            f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
     _print_tests(out)

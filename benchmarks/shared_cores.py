@@ -8,7 +8,6 @@ wall time, which other work on the machine distorts in favour of more processes,
 
 import argparse
 import multiprocessing
-import os
 import time
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
@@ -16,29 +15,18 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.steps import QUICK, steps_of
 from benchmarks.timing import show
 from fl_app.config_file import load_job
-from fl_app.training.cost import RandomSteps
-from fl_app.training.trainer import ready_network
-from fl_app.training.trial import usual_way
+from fl_app.simulation.sites import threads_of_each
 
-QUICK = Path(__file__).parent.parent / "fl_app" / "jobs" / "quick.yaml"
-SITES, CPU = 3, torch.device("cpu")
+SITES = 3
 
 
 def site(threads: int, steps: int, begin: Barrier, end: Barrier, used: Synchronized) -> None:
     """A site's process: one step to warm up, then all steps at a signal; adds the processor time that they took."""
     torch.set_num_threads(threads)
-    job = load_job(QUICK)
-    rehearsal = RandomSteps(
-        ready_network(job, CPU),
-        job.data.patch_voxels,
-        job.training.batch_size,
-        CPU,
-        usual_way(job, CPU).precision,
-        job.training,
-    )
-    rehearsal.step()
+    rehearsal = steps_of(load_job(QUICK))
     begin.wait()
     started = time.process_time()
     for _ in range(steps):
@@ -67,12 +55,12 @@ def seconds(processes: int, threads: int, steps: int) -> tuple[float, float]:
 
 def main(steps: int, repeats: int, report: Path | None) -> None:
     """Both ways in turns."""
-    cores = len(os.sched_getaffinity(0))
+    cores = threads_of_each(1)
     wall: dict[str, list[float]] = {"at once": [], "one after the other": []}
     used: dict[str, list[float]] = {"at once": [], "one after the other": []}
     for _ in range(repeats):
         for name, way in (
-            ("at once", (SITES, max(1, cores // SITES), steps)),
+            ("at once", (SITES, threads_of_each(SITES), steps)),
             ("one after the other", (1, cores, SITES * steps)),
         ):
             taken, together = seconds(*way)

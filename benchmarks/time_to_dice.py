@@ -25,15 +25,16 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.steps import QUICK
 from benchmarks.timing import machine
 from fl_app.config import Job
 from fl_app.config_file import load_job
 from fl_app.data.phantom import make_cohort
 from fl_app.data.site_check import split_site
 from fl_app.processes import raise_on_signals, running
+from fl_app.simulation.sites import threads_of_each
 
 ROOT = Path(__file__).parent.parent
-QUICK = ROOT / "fl_app" / "jobs" / "quick.yaml"
 SITES = 3
 
 
@@ -71,7 +72,7 @@ def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], li
         dice: mean validation Dice of the models so far.
         wanted: the Dice to reach.
     """
-    threads = str(max(1, len(os.sched_getaffinity(0)) // SITES))
+    threads = str(threads_of_each(SITES))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
     started, used = time.monotonic(), 0.0
     os.chdir(folder)

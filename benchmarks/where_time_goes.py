@@ -18,12 +18,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.steps import QUICK
 from fl_app.config_file import load_job
 from fl_app.training.cost import RandomSteps
 from fl_app.training.trainer import ready_network
 from fl_app.training.trial import Way, usual_way
 
-QUICK = Path(__file__).parents[1] / "fl_app" / "jobs" / "quick.yaml"
 # the first words that an operator's name holds
 GROUPS = {
     "convolution, backward": ("convolution_backward", "conv_backward", "guarded_backward"),
