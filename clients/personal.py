@@ -128,9 +128,12 @@ def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larg
 
 
 def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
-    """Train on, validate in between, and leave the best in the trainer, be it the model as it came."""
+    """Train on, and leave in the trainer what scores best between the weights as they came and as they are then.
+
+    Between the two lies what has learned the site's cases and not forgotten the others' (WiSE-FT: Wortsman et al.,
+    CVPR 2022, section 3); a site with small patches or frozen weights needs it most.
+    """
     metric, settings = job.federation.best_metric, job.personal
-    best, best_values = local.score(), local.trainer.all_values()
     rate = job.training.learning_rate * settings.fine_tuning_rate
     training = local.trainer.job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
     federation = job.federation.model_copy(update={"algorithm": "fedavg"})
@@ -142,14 +145,23 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
         local.trainer.network,
     )
     trainer.after_step, trainer.team = local.trainer.after_step, local.trainer.team
-    checks = min(settings.fine_tuning_checks, settings.fine_tuning_steps)
-    for check in range(1, checks + 1):
-        trainer.train(check, settings.fine_tuning_steps // checks, checks)
+    came, best = trainer.all_values(), local.score()
+    kept = came
+    trainer.train(1, settings.fine_tuning_steps, 1)
+    tuned = trainer.all_values()
+    for share in sorted(settings.fine_tuning_shares):
+        values = _between(came, tuned, share)
+        trainer.load(values)
         validation = _validate(job, data, trainer)
         if (validation.metrics[metric] or 0.0) > (best.metrics[metric] or 0.0):
-            best, best_values = validation, trainer.all_values()
-    local.trainer.load(best_values)
+            best, kept = validation, values
+    local.trainer.load(kept)
     return best
+
+
+def _between(start: Values, end: Values, share: float) -> Values:
+    """The weights at a share of the way; what is no fraction, such as a count of batches, as it is at the end."""
+    return {name: start[name].lerp(value, share) if value.is_floating_point() else value for name, value in end.items()}
 
 
 def _validate(job: Job, data: SiteData, trainer: Trainer) -> Validation:

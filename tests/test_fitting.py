@@ -244,7 +244,7 @@ def asked(tmp_path_factory):
             network={"channels": [8, 16, 32]},
             training={"steps_per_round": 2, "precision": "fp32"},
             federation={"rounds": 2},
-            personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1},
+            personal={"fine_tuning_steps": 2, "fine_tuning_shares": [1.0]},
         )
     )
 

@@ -75,7 +75,7 @@ def search_job(folder, normalisation="average", ditto=0.0, **search):
                 "rounds": 2,
                 **search,
             },
-            personal={"fine_tuning_steps": 2, "fine_tuning_checks": 1, "ditto": ditto},
+            personal={"fine_tuning_steps": 2, "fine_tuning_shares": [1.0], "ditto": ditto},
         )
     )
 

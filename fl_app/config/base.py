@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Triple = tuple[Positive, Positive, Positive]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Settings(BaseModel):

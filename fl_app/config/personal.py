@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fl_app.config.base import Positive, Settings
+from fl_app.config.base import Settings, Share
 
 
 class PersonalSettings(Settings):
@@ -15,8 +15,12 @@ class PersonalSettings(Settings):
     fine_tuning_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="optimiser steps at each site after the last round; 0: none"
     )
-    fine_tuning_checks: Positive = Field(4, description="how often the tuned model is validated; the best is kept")
-    fine_tuning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+    fine_tuning_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
+        (0.25, 0.5, 0.75, 1.0),
+        description="how far from the federated weights to the tuned ones a site may go; the best by its validation "
+        "cases is kept, or none",
+    )
+    fine_tuning_rate: Share = Field(
         0.5, description="the learning rate to start with, as a share of training.learning_rate; it falls to 0"
     )
     ditto: Annotated[float, Field(ge=0)] = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fl_app.config.base import Fraction, Positive, Settings, mistake
+from fl_app.config.base import Fraction, Positive, Settings, Share, mistake
 from fl_app.config.space import SearchSpace
 
 
@@ -29,7 +29,7 @@ class SearchSettings(Settings):
     supernet_rounds: Positive = Field(10, description="exchanges that train the supernet's paths")
     supernet_steps: Positive = Field(50, description="optimiser steps of each site in such an exchange")
     paths_per_round: Positive = Field(4, description="networks that a site samples in such an exchange")
-    upload_share: Annotated[float, Field(gt=0, le=1)] = Field(
+    upload_share: Share = Field(
         0.5,
         description="largest part of the supernet that a site trains, and so sends, in an exchange; gradient: all",
     )
