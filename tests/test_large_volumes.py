@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from fl_app.errors import ConfigError, DataError, UsageError
-from fl_app.prediction.workers import read_slurm_settings, slurm_cluster
+from fl_app.errors import DataError, UsageError
 from tests.federation import fedspleen
 from tests.test_predict import JOB, model, run, turned, write_model, write_scan
 
@@ -114,31 +113,6 @@ def test_workers_of_dask_give_the_result_of_one_process(tmp_path):
     assert {path.name for path in (tmp_path / "shared").iterdir()} == {
         path.name for path in (tmp_path / "alone").iterdir()
     }
-
-
-def test_slurm_is_asked_for_what_the_settings_say(tmp_path):
-    """Nothing is submitted: only what would be is looked at."""
-    path = tmp_path / "slurm.yaml"
-    path.write_text("workers: 3\ncores: 8\nmemory_gb: 16\nhours: 1.5\npartition: gpu\ndirectives: ['--gres=gpu:1']\n")
-    settings = read_slurm_settings(path)
-    with slurm_cluster(settings) as cluster:
-        script = cluster.job_script()
-    for line in ("-p gpu", "--cpus-per-task=8", "--mem=15G", "-t 01:30:00", "--gres=gpu:1"):
-        assert line in script, script
-    assert sys.executable in script and settings.workers == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("cores: 2", "workers: Field required"), ("workers: 1\nqueue: x", "queue: Extra"), ("[", "is not YAML")],
-)
-def test_mistakes_in_the_settings_of_slurm_are_named(tmp_path, text, words):
-    path = tmp_path / "slurm.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=words):
-        read_slurm_settings(path)
-    with pytest.raises(ConfigError, match="No such file"):
-        read_slurm_settings(tmp_path / "none.yaml")
 
 
 def test_workers_and_slurm_exclude_each_other(tmp_path, model):

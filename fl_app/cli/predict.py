@@ -61,10 +61,11 @@ def predict(
     with ExitStack() as stack:
         spread = None
         if workers or slurm:
-            from fl_app.prediction.workers import local_workers, read_slurm_settings, slurm_workers
+            from fl_app.prediction.slurm import slurm_workers
+            from fl_app.prediction.workers import local_workers
 
             where = (model, device, flips)
-            manager = slurm_workers(read_slurm_settings(slurm), *where) if slurm else local_workers(workers, *where)
+            manager = slurm_workers(slurm, out / "slurm_logs", *where) if slurm else local_workers(workers, *where)
             spread = stack.enter_context(manager)
         predictor = Predictor(model, choose_device(device), flips, largest_component, spread)
         scans = find_inputs(inputs)

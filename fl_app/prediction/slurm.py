@@ -1,0 +1,134 @@
+"""Workers of a prediction that are jobs of a Slurm cluster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from fl_app.config.base import Positive, Settings
+from fl_app.errors import ConfigError, DataError, UsageError
+from fl_app.prediction.workers import DaskWorkers, package
+
+
+class SlurmSettings(Settings):
+    """What Slurm is asked for; each worker is a job of its own."""
+
+    workers: Positive = Field(description="jobs")
+    cores: Positive = Field(4, description="of each job")
+    memory_gb: Positive = Field(8, description="of each job")
+    hours: Annotated[float, Field(gt=0)] = Field(4.0, description="after which Slurm ends a job")
+    partition: str | None = None
+    account: str | None = None
+    interface: str | None = Field(None, description="network interface that jobs reach this machine by, such as ib0")
+    directives: tuple[str, ...] = Field((), description="further lines of #SBATCH, such as --gres=gpu:1")
+
+
+def read_slurm_settings(path: Path) -> SlurmSettings:
+    """Settings from a YAML file.
+
+    Raises:
+        ConfigError: what is wrong in it, a sentence.
+    """
+    try:
+        return SlurmSettings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{path}: is not YAML") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from None
+
+
+def slurm_cluster(settings: SlurmSettings, logs: Path) -> Any:
+    """A `dask_jobqueue.SLURMCluster` without jobs yet; nothing is submitted.
+
+    Args:
+        settings: what is asked for.
+        logs: the folder for what the jobs print.
+    """
+    dask_jobqueue = package("dask_jobqueue")
+    minutes = max(1, round(60 * settings.hours))
+    return dask_jobqueue.SLURMCluster(
+        cores=settings.cores,
+        processes=1,
+        memory=f"{settings.memory_gb}GB",
+        walltime=f"{minutes // 60:02d}:{minutes % 60:02d}:00",
+        queue=settings.partition,
+        account=settings.account,
+        interface=settings.interface,
+        job_extra_directives=list(settings.directives),
+        log_directory=str(logs),
+        python=sys.executable,
+        scheduler_options={"dashboard_address": None},
+    )
+
+
+@contextmanager
+def slurm_workers(path: Path, logs: Path, model: Path, device: str, flips: bool) -> Iterator[DaskWorkers]:
+    """Jobs of a Slurm cluster. Model, scan and results must lie on a disk that they share with this machine.
+
+    Args:
+        path: the settings.
+        logs: a folder for what the jobs print; it is left only where something goes wrong.
+        model: see `DaskWorkers`, as the rest.
+        device: as above.
+        flips: as above.
+
+    Raises:
+        ConfigError: the settings are wrong, or Slurm refuses them.
+        UsageError: Slurm is not here.
+    """
+    settings = read_slurm_settings(path)
+    if not shutil.which("sbatch"):
+        raise UsageError("--slurm: there is no sbatch here - run the command where Slurm jobs can be submitted")
+    lost: list[list[str]] = []
+    try:
+        with slurm_cluster(settings, logs.absolute()) as cluster:
+            _try(cluster.job_script(), path)
+            cluster.scale(jobs=settings.workers)
+
+            def look() -> None:
+                jobs = [job.job_id for job in cluster.workers.values() if job.job_id]
+                if jobs and not _any_left(jobs):
+                    lost.append(jobs)
+                    raise DataError(f"the Slurm jobs have ended before their work was done; see {logs}")
+
+            workers = DaskWorkers(cluster, settings.workers, model, device, flips, look)
+            try:
+                yield workers
+            finally:
+                workers.close()
+    except ConfigError:
+        shutil.rmtree(logs, ignore_errors=True)  # Dask has made it; nothing was submitted
+        raise
+    if not lost:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def _try(script: str, path: Path) -> None:
+    """Ask Slurm whether it would take such a job."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
+        raise ConfigError(f"{path}: Slurm takes no such job: {said}")
+
+
+def _any_left(jobs: list[str]) -> bool:
+    """Whether some of these jobs wait or run; also where Slurm does not say."""
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={','.join(jobs)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    forgotten = "Invalid job id" in done.stderr
+    return bool(done.stdout.strip()) or (done.returncode != 0 and not forgotten)
