@@ -245,7 +245,7 @@ def test_sites_that_take_turns_in_one_process_train_the_same_model(run, tmp_path
     folder, _, arguments = run
     cores = sorted(os.sched_getaffinity(0))
     share = cores[: max(1, len(cores) // 2)]  # the threads that each of the two sites had in a process of its own
-    out = tmp_path / "out"
+    out = tmp_path / "what FLARE does not take: a folder with spaces"
     done = fedspleen(
         *arguments, "--out", out, "--one-process", cwd=folder, preexec_fn=lambda: os.sched_setaffinity(0, share)
     )

@@ -29,9 +29,11 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     if (out / "result.json").exists():
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
     for path in (out.absolute(), Path(sys.executable)):
-        if any(character.isspace() for character in str(path)):
+        if any(character.isspace() for character in str(path)) and not simulation.one_process:
             # FLARE's simulator puts paths into a command line and takes it apart at spaces
-            raise UsageError(f"{path}: FLARE's simulator needs paths without spaces - choose another folder")
+            raise UsageError(
+                f"{path}: FLARE's simulator needs paths without spaces - choose another folder, or --one-process"
+            )
     if simulation.device not in ("auto", "cpu"):
         from fl_app.training.device import choose_device  # imports torch: seconds that other runs need not wait
 
