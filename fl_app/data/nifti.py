@@ -1,13 +1,14 @@
 """Read a NIfTI file completely and critically, once."""
 
-import gzip
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import nibabel
 import numpy as np
+from isal import igzip
+from isal.igzip_lib import IsalError
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -15,6 +16,8 @@ from nibabel.wrapstruct import WrapStructError
 from fl_app.data.findings import Finding, error
 from fl_app.data.geometry import FloatArray, Volume
 
+# what reading and unpacking raise for a damaged file; isal's stubs call its error an instance
+UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, cast(type[Exception], IsalError))
 _GZIP_MAGIC = b"\x1f\x8b"
 # a NIfTI-2 file begins with the size of its header
 _NIFTI2_MAGIC = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
@@ -59,7 +62,7 @@ def read_nifti(path: Path, file: str) -> NiftiVolume:
         voxels = np.asarray(image.dataobj, dtype=np.float32 if rescaled else None).reshape(image.shape[:3], order="F")
         native = voxels.dtype.newbyteorder("=")  # scipy takes nothing else
         return NiftiVolume(voxels.astype(native, copy=False), image.affine, image.header)
-    except (OSError, EOFError, zlib.error) as problem:
+    except UNREADABLE as problem:
         reason, remedy = str(problem), "Copy or export the file again and compare checksums."
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as problem:
         reason, remedy = f"its content is not valid NIfTI ({problem})", "Export the file again as NIfTI."
@@ -91,7 +94,7 @@ def _parse(path: Path) -> nibabel.Nifti1Image:
         if not content.startswith(_GZIP_MAGIC):
             raise OSError("it is not compressed with gzip, although its name ends in .gz")
         try:
-            content = gzip.decompress(content)
+            content = igzip.decompress(content)
         except EOFError as problem:
             raise EOFError("it is cut short: its compressed data ends too early") from problem
     elif content.startswith(_GZIP_MAGIC):

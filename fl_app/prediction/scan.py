@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
-import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import nibabel
 import numpy as np
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from fl_app.data.geometry import FloatArray, check_geometry
+from fl_app.data.nifti import UNREADABLE
 from fl_app.data.pairs import stem
 from fl_app.errors import DataError
 
@@ -55,7 +55,7 @@ class NiftiScan:
             self._image: Any = nibabel.load(_unpacked(path, scratch))
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file") from None
-        except (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
+        except (*UNREADABLE, ImageFileError, HeaderDataError, WrapStructError, ValueError) as error:
             raise DataError(f"{path} cannot be read as NIfTI: {_one_line(error)}; copy or export it again") from None
         sizes = self._image.shape
         if not isinstance(self._image, nibabel.Nifti1Pair) or self._image.get_data_dtype().kind not in "iuf":
@@ -86,7 +86,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
     if not path.name.lower().endswith(".gz"):
         return path
     copy = scratch / "input.nii"
-    with gzip.open(path) as packed, copy.open("wb") as stream:
+    with igzip.open(path) as packed, copy.open("wb") as stream:
         shutil.copyfileobj(packed, stream, 2**20)
     return copy
 
