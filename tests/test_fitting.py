@@ -16,7 +16,7 @@ from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.fitting import fit_training, training_memory
-from fl_app.training.freezing import freeze, frozen_names
+from fl_app.training.freezing import freeze, frozen_names, lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import start_stream
@@ -120,6 +120,34 @@ def test_the_largest_weights_are_frozen_as_far_as_the_share_goes(share):
     taken = sum(sizes[name] for name in frozen)
     assert 0.8 * left < taken <= left and all(each.requires_grad for each in network.parameters() if each.dim() == 1)
     assert max(sizes, key=sizes.get) in frozen or max(sizes.values()) > left
+
+
+@pytest.mark.parametrize("network", NETWORKS[:4], ids=lambda network: "-".join(map(str, network.values())))
+def test_frozen_weights_in_the_type_that_is_computed_in_give_the_same_in_less_memory(network):
+    """Also where maps are smaller than a kernel, which are computed in fp32."""
+    plain = freeze(adapt_layers(build_network(job(network))).train(), 0.8)
+    lowered = copy.deepcopy(plain)
+    lower_frozen(lowered, torch.bfloat16)
+    wanted, found = gradients(plain, "bf16"), gradients(lowered, "bf16")
+    for name, each in wanted.items():
+        assert each is found[name] is None or torch.allclose(each, found[name], rtol=0.02, atol=1e-3), name
+    sizes = [sum(each.nbytes for each in network.parameters()) for network in (plain, lowered)]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_what_a_site_has_frozen_leaves_it_in_fp32(data, asked):
+    training = asked.training.model_copy(update={"frozen_share": 0.5, "precision": "bf16"})
+    thrifty = asked.model_copy(update={"training": training})
+    trainer = Trainer(
+        thrifty, load_site_data(data / "site-1", thrifty.data, thrifty.seed, None).training, CPU, "site-1"
+    )
+    before = trainer.all_values()
+    trainer.train(1, 1, 1)
+    after, frozen = trainer.all_values(), frozen_names(trainer.network)
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert trainer.holds({name: before[name] for name in frozen})
+    for name in frozen:
+        torch.testing.assert_close(after[name], before[name], rtol=0.004, atol=0)
 
 
 def test_batch_normalisation_counts_each_batch_once():
@@ -299,7 +327,7 @@ def test_what_a_site_leaves_to_others_is_averaged_over_those_that_train_it(data,
     assert all(not torch.equal(last[name], start[name]) for name in little), "the others have trained it"
 
 
-def test_what_a_single_site_trains_changes_nothing_for_all_to_see(data, asked, tmp_path):
+def test_what_a_single_site_trains_changes_nothing_for_all_to_see(data, asked, tmp_path, caplog):
     """Two of three sites leave the same weights to the third: their mean would be its own update."""
     least = fit_training(asked, CPU, 0)
     little = 1.01 * least.memory_bytes / 2**20
@@ -309,6 +337,7 @@ def test_what_a_single_site_trains_changes_nothing_for_all_to_see(data, asked, t
     start = build_network(asked).state_dict()
     same = {name for name in last if torch.equal(last[name], start[name])}
     assert result.status == "finished" and same == frozen_names(least.network)
+    assert caplog.text.count("of the values stay as they are, since fewer than 2 sites train them") == 1
 
 
 def test_a_budget_that_holds_no_training_step_names_what_it_would_take(data, asked, tmp_path, caplog):

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_app.config import TrainingSettings
 from fl_app.training.device import peak_memory
+from fl_app.training.freezing import lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name
@@ -199,6 +200,8 @@ class RandomSteps:
         self.network = adapt_layers(network).to(device).train()
         self.optimizer = build_optimizer(settings, self.network)
         self._precision = MixedPrecision(precision, device)
+        if settings.frozen_share:
+            lower_frozen(self.network, self._precision.kind)
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
         self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
         self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)

@@ -29,7 +29,8 @@ class GuardedConv3d(nn.Conv3d):
         tiny = any(side < kernel for side, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
         if tiny and torch.is_autocast_enabled(input.device.type):
             with torch.autocast(input.device.type, enabled=False):
-                return super().forward(input.float())
+                bias = None if self.bias is None else self.bias.float()
+                return self._conv_forward(input.float(), self.weight.float(), bias)
         result = super().forward(input)
         # what is added to few channels mostly lies as they came, and adding two layouts takes longer than this
         return result.contiguous() if self.out_channels < _BLOCK and input.is_contiguous() else result

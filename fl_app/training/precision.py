@@ -40,11 +40,15 @@ class MixedPrecision:
     Args:
         name: bf16, fp16 or fp32.
         device: where the network lives.
+
+    Attributes:
+        kind: the type that layers compute in.
     """
 
     def __init__(self, name: Name, device: torch.device) -> None:
         self.name = name
         self.device = device
+        self.kind = _TYPES.get(name, torch.float32)
         # fp16 loses gradients below 6e-8: they are scaled up before the backward pass
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
@@ -57,11 +61,11 @@ class MixedPrecision:
         """
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_TYPES[self.name], cache_enabled=keep_weights)
+        return torch.autocast(self.device.type, dtype=self.kind, cache_enabled=keep_weights)
 
     def ready(self, images: torch.Tensor) -> torch.Tensor:
         """Images on the device, in the type that the network's first layer computes in."""
-        return images.to(self.device, _TYPES.get(self.name, torch.float32))
+        return images.to(self.device, self.kind)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass; gradients are added to those that there are."""

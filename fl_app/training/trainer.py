@@ -21,7 +21,7 @@ from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.found import build_found, read_found
 from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
-from fl_app.training.freezing import freeze, frozen_names
+from fl_app.training.freezing import freeze, frozen_names, lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
@@ -120,7 +120,7 @@ class Trainer:
     def shared_values(self) -> dict[str, torch.Tensor]:
         """A copy on the CPU of all values that sites exchange, by name."""
         state = self.network.state_dict()
-        return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in self.exchanged}
+        return {name: _whole(state[name]) for name in self.exchanged}
 
     def local_values(self) -> dict[str, torch.Tensor]:
         """A copy of the values that stay at the site (counters, and with FedBN the normalisation layers)."""
@@ -130,12 +130,12 @@ class Trainer:
     def all_values(self) -> dict[str, torch.Tensor]:
         """A copy on the CPU of everything in the network."""
         state = self.network.state_dict()
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+        return {name: _whole(value) for name, value in state.items()}
 
     def holds(self, values: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the network's values of these names are the same, bit for bit."""
+        """Whether the network's values of these names are the same, bit for bit of what it holds of them."""
         state = self.network.state_dict()
-        return all(torch.equal(state[name], value.to(state[name].device)) for name, value in values.items())
+        return all(torch.equal(state[name], value.to(state[name])) for name, value in values.items())
 
     def optimizer_state(self) -> dict[str, Any]:
         """What the optimiser remembers between steps."""
@@ -171,6 +171,8 @@ class Trainer:
         strength, reference = self._pull(pull)
         total = torch.zeros((), device=self.device)
         self.network.train()
+        if self.job.training.frozen_share:
+            lower_frozen(self.network, self.precision.kind)
         with self.team.together(self, round_number, steps, rounds, pull):
             for step in range(steps):
                 progress = ((round_number - 1) * steps + step) / (rounds * steps)
@@ -227,10 +229,19 @@ class Trainer:
             goal.load_state_dict(dict(values), strict=False)
             named, pulled = whole_names(list(values)), dict(goal.named_parameters())
             own = self.network.named_parameters()
-            return strength, [(each, pulled[name].detach()) for name, each in own if name in named]
+            return strength, [
+                (each, pulled[name].detach()) for name, each in own if name in named and each.requires_grad
+            ]
         if self.job.federation.algorithm != "fedprox":
             return 0.0, []
-        return self.job.federation.proximal_mu, [(own, own.detach().clone()) for own in self.network.parameters()]
+        trained = [own for own in self.network.parameters() if own.requires_grad]
+        return self.job.federation.proximal_mu, [(own, own.detach().clone()) for own in trained]
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; fractions in fp32, in which they travel and are kept."""
+    kind = torch.float32 if value.is_floating_point() else value.dtype
+    return value.detach().to("cpu", kind, copy=True).contiguous()
 
 
 def _distance(strength: float, pairs: Pairs) -> torch.Tensor | float:
