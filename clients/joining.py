@@ -42,14 +42,19 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
     work, fits, chosen = (_of_cells if info.job.search.of_cells else _of_widths)(trained, info, site, settings)
     values = {f"{SEARCHED}/{name}": trained[name] for name in value_names(info.job, read_found(chosen, info.job))}
     consensus = info.architectures[0]
-    about = {"network": SEARCHED, "architecture": chosen, "own": [], "consensus": consensus, "round": info.round}
-    networks = {SEARCHED: about}
+    about = {"network": SEARCHED, "architecture": chosen, "own": [], "consensus": consensus}
+    networks = {SEARCHED: {**about, "round": info.round, "score": _score(info)}}
     if fits and (models / "best.safetensors").exists():
         main, main_info = load_model(models / "best.safetensors")
         values |= {f"{MAIN}/{name}": value for name, value in main.items()}
-        networks[MAIN] = {"network": MAIN, "architecture": "", "own": [], "consensus": "", "round": main_info.round}
+        about = {"network": MAIN, "architecture": "", "own": [], "consensus": ""}
+        networks[MAIN] = {**about, "round": main_info.round, "score": _score(main_info)}
     _, report = work.do(PERSONALISE, values, {"networks": networks, "consensus": consensus})
     return PersonalReport.model_validate(report)
+
+
+def _score(info: ModelInfo) -> float | None:
+    return info.metric[1] if info.metric else None
 
 
 def _of_cells(supernet: Values, info: ModelInfo, site: str, settings: SiteSettings) -> Chosen:

@@ -1,6 +1,8 @@
 """The models that a site could keep, and the one that it keeps: the best on its own validation cases.
 
-A network never does harm here: the federated model as it is takes part in the comparison.
+A network never does harm here: the federated model as it is takes part in the comparison. A site with one or two
+validation cases chooses among networks by little more than chance; so what all sites' cases say of a federated network
+counts as two further cases for it and for what was made of it.
 """
 
 from __future__ import annotations
@@ -27,10 +29,16 @@ from fl_app.training.trainer import Trainer, ready_network
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
 _NAMES = {MAIN: "federated", SEARCHED: "searched"}
+_OTHERS = 2  # cases of a site's own that the mean over all sites counts for
 
 
 class _Candidates:
-    """Scores models on the site's cases, and remembers the best one's weights."""
+    """Scores models on the site's cases, and remembers the best one's weights.
+
+    Attributes:
+        models: by name.
+        best: what the best is judged by, its name, its weights and its architecture as JSON; none: there is no model.
+    """
 
     def __init__(self, job: Job, settings: SiteSettings, data: SiteData) -> None:
         self.models: dict[str, PersonalModel] = {}
@@ -40,8 +48,25 @@ class _Candidates:
         self._data = data
         self._memory: dict[int, int] = {}
 
-    def add(self, name: str, trainer: Trainer, validation: Validation, steps: int, architecture: str) -> None:
-        """Score a trainer's network as it stands."""
+    def add(
+        self,
+        name: str,
+        trainer: Trainer,
+        validation: Validation,
+        steps: int,
+        architecture: str,
+        federated: float | None,
+    ) -> None:
+        """Score a trainer's network as it stands.
+
+        Args:
+            name: of the model.
+            trainer: with the network.
+            validation: its scores on the validation cases.
+            steps: that were taken for it beside the federation's.
+            architecture: as JSON; empty: the job's own network.
+            federated: the mean of all sites' scores of the federated network that it was made of; none: unknown.
+        """
         started = time.monotonic()
         organs = tuple(self._job.data.labels)
         scores = trainer.score(self._data.test, native=True)
@@ -56,14 +81,21 @@ class _Candidates:
         )
         value = validation.metrics[self._job.federation.best_metric]
         _logger.info(f"personal model {name}: validation {value}")
+        judged = _judged(value, validation.cases, federated)
         # the first one wins a tie: simpler models come first
-        if self.best is None or (value is not None and value > self.best[0]):
-            self.best = (-1.0 if value is None else value, name, trainer.all_values(), architecture)
+        if self.best is None or judged > self.best[0]:
+            self.best = (judged, name, trainer.all_values(), architecture)
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
             self._memory[id(trainer)] = training_memory(trainer.network, trainer.job, trainer.device)
         return self._memory[id(trainer)]
+
+
+def _judged(own: float | None, cases: int, federated: float | None) -> float:
+    """The mean of the site's own cases and of so many more that score as all sites' do; -1 where nothing is known."""
+    known = [(score, count) for score, count in ((own, cases), (federated, _OTHERS)) if score is not None and count]
+    return sum(score * count for score, count in known) / sum(count for _, count in known) if known else -1.0
 
 
 def make_personal_models(
@@ -95,36 +127,42 @@ def make_personal_models(
         shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         local.load(shared, after=number)
         text, consensus = str(facts["networks"][network]["architecture"]), str(facts["consensus"])
+        score = facts["networks"][network]["score"]
         # free: the site's own network need not hold the one for all
         if text and text != consensus and is_part(read_found(consensus, job), read_found(text, job)):
-            _add_consensus(job, site, data, found, local.trainer, consensus)
-        found.add(_NAMES[network], local.trainer, local.score(), 0, text)
+            _add_consensus(job, site, data, found, local.trainer, consensus, score)
+        found.add(_NAMES[network], local.trainer, local.score(), 0, text, score)
         if job.personal.fine_tuning_steps:
             validation = _fine_tune(job, data, local)
-            found.add(f"{_NAMES[network]} tuned", local.trainer, validation, job.personal.fine_tuning_steps, text)
+            found.add(
+                f"{_NAMES[network]} tuned", local.trainer, validation, job.personal.fine_tuning_steps, text, score
+            )
         if local.ditto:
             federated = job.federation.rounds if network == MAIN else job.search.rounds
             local.restore_ditto(number)
             name = "ditto" if network == MAIN else f"{_NAMES[network]} ditto"
             validation = _validate(job, data, local.ditto)
-            found.add(name, local.ditto, validation, job.training.steps_per_round * federated, text)
+            found.add(name, local.ditto, validation, job.training.steps_per_round * federated, text, score)
     assert found.best is not None  # the server asks only for models that there are
     _, chosen, weights, text = found.best
     if settings.output:
-        metric = (job.federation.best_metric, found.best[0])
+        value = found.models[chosen].validation.metrics[job.federation.best_metric]
+        metric = None if value is None else (job.federation.best_metric, value)
         number = rounds[SEARCHED if text else MAIN]
         info = ModelInfo(job, number, metric, software_versions(), (text,) if text else ())
         save_model(settings.output / "model.safetensors", weights, info)
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 
 
-def _add_consensus(job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str) -> None:
+def _add_consensus(
+    job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str, score: float | None
+) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
     network = ready_network(larger.job, larger.device, consensus)
     trainer = Trainer(larger.job, data.training, larger.device, f"{site} consensus", network)
     held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})
-    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus)
+    found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus, score)
 
 
 def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:

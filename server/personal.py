@@ -44,7 +44,9 @@ def personalise(
         for site in training.plan.held:
             payload = payloads.setdefault(site, Payload({}, {"networks": networks[site], "consensus": consensus}))
             payload.values.update({f"{network}/{name}": best[name] for name in training.sent_names(site)})
-            networks[site][network] = {**training.about(site), "round": info.round}
+            # of two sites each would know the other's
+            score = info.metric[1] if info.metric and len(training.plan.held) > 2 else None
+            networks[site][network] = {**training.about(site), "round": info.round, "score": score}
     exchange = sites.ask(PERSONALISE, payloads, answer)
     record.result.personal = Personal(
         sites={site: _site(report) for site, report in sorted(reports.items())}, left_out=dict(exchange.left_out)

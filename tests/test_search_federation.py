@@ -11,6 +11,7 @@ from fl_app.config.space import SearchSpace
 from fl_app.config_file import load_job, parse_job
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
+from fl_app.messages import MAIN, PERSONALISE, SEARCHED
 from fl_app.model_file import load_model
 from fl_app.networks import exchanged_names
 from fl_app.networks.space.architecture import read_architecture
@@ -161,6 +162,31 @@ def test_each_site_keeps_the_best_of_its_models_by_its_own_validation(run):
         assert (folder / site / "model.safetensors").exists()
     assert set(result.personal.sites["site-1"].models) >= {"searched", "searched tuned"}
     assert set(result.personal.sites["site-2"].models) >= {"federated", "federated tuned", "searched"}
+
+
+class Favouring:
+    """A channel on which all sites' scores are for one network."""
+
+    def __init__(self, channel, network):
+        self._channel, self._network = channel, network
+
+    def ask(self, task, payloads, exchange, answer):
+        for payload in payloads.values() if task == PERSONALISE else ():
+            for network, told in payload.facts["networks"].items():
+                assert told["score"] is None, "of two sites each would know the other's"
+                told["score"] = float(network == self._network)
+        self._channel.ask(task, payloads, exchange, answer)
+
+
+@pytest.mark.parametrize(
+    ("favourite", "wanted"),
+    [(MAIN, {"federated", "federated tuned"}), (SEARCHED, {"searched", "searched tuned", "consensus"})],
+)
+def test_a_site_with_a_single_validation_case_listens_to_what_all_say(data, tmp_path, favourite, wanted):
+    job = search_job(tmp_path)
+    sites = settings(data, tmp_path)
+    result = rehearse(job, sites, tmp_path / "out", Favouring(rehearsal_channel(job, sites), favourite))
+    assert result.personal.sites["site-2"].chosen in wanted
 
 
 def test_a_value_that_one_site_alone_holds_never_comes_back(run):
