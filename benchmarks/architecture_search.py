@@ -5,7 +5,7 @@
 Four sites of the phantom cohort, with memory budgets of 100, 75, 50 and 25 % of what training the quick job's U-Net
 takes. Every row takes the same number of optimiser steps at each site; for the searched networks the supernet's are
 among them, and the generations that choose have none. Fine-tuning adds the same steps to all. The budgets bind the
-searched rows and "unet in budget" only: the others train networks that break some of them, which the table marks.
+searched rows and those "in budget" only: the others train networks that break some of them, which the table marks.
 
 Runs that are finished are kept in the folder and not run again, so the command can be ended and started anew. No
 FLARE process is started: the sites take turns in one process, with the same workflow (`fl_app.rehearsal`).

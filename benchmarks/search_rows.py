@@ -239,6 +239,7 @@ class Row:
 ROWS: Mapping[str, Callable[[Row], Run]] = {
     "unet": lambda row: row.federated(row.job),
     "unet in budget": lambda row: row.federated(recomputing(row.job), keep=True),
+    "unet half in budget": lambda row: row.federated(recomputing(with_network(row.job, channels=HALF)), keep=True),
     "search width": lambda row: row.federated(widths(recomputing(row.job))),
     "search width half": lambda row: row.federated(widths(with_network(row.job, channels=HALF))),
     "search nested": lambda row: row.searched(mode="nested"),

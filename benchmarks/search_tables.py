@@ -20,6 +20,8 @@ ROWS = (
     ("unet in budget", "federated"),
     ("unet in budget", "federated tuned"),
     ("unet in budget", "taken home"),
+    ("unet half in budget", "federated"),
+    ("unet half in budget", "federated tuned"),
     ("ditto", "ditto"),
     ("segresnet", "federated"),
     ("segresnet", "federated tuned"),
