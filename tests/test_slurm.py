@@ -17,12 +17,15 @@ if [ "$1" = --test-only ]; then
     grep -q -- '-p gpu' "$2" || { echo 'sbatch: error: invalid partition specified' >&2; exit 1; }
     exit 0
 fi
+# as Slurm does, since Dask removes the script
+script=$(mktemp) && cp "$1" "$script"
 RUN >/dev/null 2>&1 &
 echo "Submitted batch job $!"
 """
 SQUEUE = """#!/bin/sh
 for argument; do case $argument in --jobs=*) jobs=${argument#--jobs=};; esac; done
-for job in $(echo "$jobs" | tr , ' '); do kill -0 "$job" 2>/dev/null && echo RUNNING; done
+# one that has ended stays in the table until whoever adopted it looks
+for job in $(echo "$jobs" | tr , ' '); do grep -q '^State:.[^Z]' "/proc/$job/status" 2>/dev/null && echo RUNNING; done
 exit 0
 """
 SCANCEL = """#!/bin/sh
@@ -52,7 +55,7 @@ def predict(folder, settings, jobs):
 
 @pytest.mark.slow
 def test_jobs_of_slurm_give_the_result_of_one_process(tmp_path, settings):
-    done = predict(tmp_path, settings, 'setsid sh "$1"')
+    done = predict(tmp_path, settings, 'setsid sh "$script"')
     assert done.returncode == 0, done.stderr
     alone = fedspleen("predict", tmp_path / "model.safetensors", tmp_path / "ct.nii.gz", "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
@@ -76,6 +79,11 @@ def test_what_slurm_refuses_is_said_in_one_sentence(tmp_path, settings):
     assert done.returncode == 2 and not (tmp_path / "out" / "slurm_logs").exists()
     assert f"{settings}: Slurm takes no such job: invalid partition specified" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_jobs_that_slurm_refuses_after_all_end_the_command(tmp_path, settings):
+    done = predict(tmp_path, settings, "exit 1;")
+    assert done.returncode == 2 and f"{settings}: Slurm took none of the jobs" in " ".join(done.stderr.split())
 
 
 def test_without_slurm_there_is_one_sentence(tmp_path, settings):

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from pydantic import Field, ValidationError
 from fl_app.config.base import Positive, Settings
 from fl_app.errors import ConfigError, DataError, UsageError
 from fl_app.prediction.workers import DaskWorkers, package
+
+_ANSWER_SECONDS = 0.1
 
 
 class SlurmSettings(Settings):
@@ -91,23 +94,23 @@ def slurm_workers(path: Path, logs: Path, model: Path, device: str, flips: bool)
     settings = read_slurm_settings(path)
     if not shutil.which("sbatch"):
         raise UsageError("--slurm: there is no sbatch here - run the command where Slurm jobs can be submitted")
-    lost: list[list[str]] = []
+    lost = False  # whether the jobs ended by themselves, so that what they printed is wanted
     try:
         with slurm_cluster(settings, logs.absolute()) as cluster:
             _try(cluster.job_script(), path)
             cluster.scale(jobs=settings.workers)
+            jobs = _submitted(cluster, settings.workers)
+            if not jobs:
+                raise ConfigError(f"{path}: Slurm took none of the jobs; what it said stands above")
 
             def look() -> None:
-                jobs = [job.job_id for job in cluster.workers.values() if job.job_id]
-                if jobs and not _any_left(jobs):
-                    lost.append(jobs)
+                nonlocal lost
+                if not _any_left(jobs):
+                    lost = True
                     raise DataError(f"the Slurm jobs have ended before their work was done; see {logs}")
 
-            workers = DaskWorkers(cluster, settings.workers, model, device, flips, look)
-            try:
+            with closing(DaskWorkers(cluster, settings.workers, model, device, flips, look)) as workers:
                 yield workers
-            finally:
-                workers.close()
     except ConfigError:
         shutil.rmtree(logs, ignore_errors=True)  # Dask has made it; nothing was submitted
         raise
@@ -124,6 +127,13 @@ def _try(script: str, path: Path) -> None:
     if done.returncode:
         said = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
         raise ConfigError(f"{path}: Slurm takes no such job: {said}")
+
+
+def _submitted(cluster: Any, count: int) -> list[str]:
+    """The numbers of the jobs that Slurm has taken, once it has answered for all; Dask forgets jobs that have ended."""
+    while len(cluster.workers) < count:
+        time.sleep(_ANSWER_SECONDS)
+    return [job.job_id for job in cluster.workers.values() if job.job_id]
 
 
 def _any_left(jobs: list[str]) -> bool:
