@@ -49,8 +49,8 @@ def cohort(arguments: argparse.Namespace, seed: int) -> list[Path]:
     return make_cohort(arguments.out / f"phantom-{seed}", sites=len(arguments.budgets), seed=seed)
 
 
-def main() -> None:
-    """Run what is missing, then print the tables."""
+def read_arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What to run; none: as the command line has it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("results/search"))
@@ -62,7 +62,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), help="rows to run; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="rows that are run at one time, which share the cores")
     parser.add_argument("--print", action="store_true", help="only print what there is")
-    arguments = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """Run what is missing, then print the tables."""
+    arguments = read_arguments()
     wanted = [(seed, name) for seed in arguments.seeds for name in arguments.only]
     missing = [(seed, name) for seed, name in wanted if not (arguments.out / f"seed-{seed}" / f"{name}.json").exists()]
     if missing and not arguments.print:

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.architecture_search import BUDGETS, cohort, run_row
+from benchmarks.architecture_search import cohort, read_arguments, run_row
 from benchmarks.steps import CPU
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData, load_site_data
 from fl_app.model_file import load_model
 from fl_app.training.reporting import validation_report
 from fl_app.training.trainer import Trainer
+from server.aggregation.weighted_mean import WeightedMean
 
 Values = dict[str, torch.Tensor]
 ROUND = 6  # of 10, which places the learning rate
@@ -42,20 +43,20 @@ WAYS: Mapping[str, dict[str, Any]] = {
 
 
 def trained(job: Job, data: SiteData, site: str, start: Values, **training: Any) -> Values:
-    """What a site makes of a model in a round."""
+    """By what a site changes a model in a round."""
     own = job.model_copy(update={"training": job.training.model_copy(update=training)})
     trainer = Trainer(own, data.training, CPU, site)
     trainer.load(start)
     trainer.train(ROUND, job.training.steps_per_round, job.federation.rounds)
-    return trainer.all_values()
+    return {name: value - start[name] for name, value in trainer.all_values().items()}
 
 
-def averaged(updates: Mapping[str, Values], cases: Mapping[str, int]) -> Values:
-    """The mean of the sites' models by their numbers of cases."""
-    total = sum(cases[site] for site in updates)
-    [names, *_] = [each.keys() for each in updates.values()]
-    shares = torch.tensor([cases[site] / total for site in updates])
-    return {name: torch.tensordot(shares, torch.stack([each[name] for each in updates.values()]), 1) for name in names}
+def averaged(start: Values, updates: Mapping[str, Values], cases: Mapping[str, int]) -> Values:
+    """The model after the round, as the server has it: by the sites' numbers of cases."""
+    mean = WeightedMean(start)
+    for site, update in updates.items():
+        mean.add(update, cases[site])
+    return mean.apply()
 
 
 def compare(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -81,9 +82,9 @@ def compare(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
         ]
         return statistics.mean(each.metrics["val_dice"] or 0.0 for each in by_site)
 
-    found = {"without it": dice(averaged(updates, cases))}
+    found = {"without it": dice(averaged(start, updates, cases))}
     for name, way in WAYS.items():
-        found[name] = dice(averaged({**updates, last: trained(job, sites[last], last, start, **way)}, cases))
+        found[name] = dice(averaged(start, {**updates, last: trained(job, sites[last], last, start, **way)}, cases))
         print(f"seed {seed}, the last site trains: {name}: {found[name]:.4f}", flush=True)
     return found
 
@@ -94,9 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("results/search"))
     arguments = parser.parse_args()
-    # what the row "unet" takes, as its own command has it
-    run = argparse.Namespace(out=arguments.out, rounds=10, steps=30, tuning=40, budgets=BUDGETS, jobs=1)
-    run.supernet_share = 0.2
+    run = read_arguments(["--out", str(arguments.out)])
     found = [compare(seed, run) for seed in arguments.seeds]
     whole = [each["as the others"] for each in found]
     print(f"{'the last site':<32}{'Dice':>8}{'difference':>12}   by seed")

@@ -43,18 +43,14 @@ def join(models: Path, site: str, settings: SiteSettings) -> PersonalReport:
     values = {f"{SEARCHED}/{name}": trained[name] for name in value_names(info.job, read_found(chosen, info.job))}
     consensus = info.architectures[0]
     about = {"network": SEARCHED, "architecture": chosen, "own": [], "consensus": consensus}
-    networks = {SEARCHED: {**about, "round": info.round, "score": _score(info)}}
+    networks = {SEARCHED: {**about, "round": info.round, "score": info.score}}
     if fits and (models / "best.safetensors").exists():
         main, main_info = load_model(models / "best.safetensors")
         values |= {f"{MAIN}/{name}": value for name, value in main.items()}
         about = {"network": MAIN, "architecture": "", "own": [], "consensus": ""}
-        networks[MAIN] = {**about, "round": main_info.round, "score": _score(main_info)}
+        networks[MAIN] = {**about, "round": main_info.round, "score": main_info.score}
     _, report = work.do(PERSONALISE, values, {"networks": networks, "consensus": consensus})
     return PersonalReport.model_validate(report)
-
-
-def _score(info: ModelInfo) -> float | None:
-    return info.metric[1] if info.metric else None
 
 
 def _of_cells(supernet: Values, info: ModelInfo, site: str, settings: SiteSettings) -> Chosen:

@@ -20,7 +20,7 @@ from fl_app.data.site_data import SiteData
 from fl_app.messages import MAIN, SEARCHED, PersonalModel, PersonalReport, Validation
 from fl_app.model_file import ModelInfo, save_model
 from fl_app.networks.found import is_part, read_found
-from fl_app.result import software_versions
+from fl_app.result import software_versions, weighted_mean
 from fl_app.site import SiteSettings
 from fl_app.training.fitting import training_memory
 from fl_app.training.reporting import test_report, validation_report, write_case_scores
@@ -81,21 +81,15 @@ class _Candidates:
         )
         value = validation.metrics[self._job.federation.best_metric]
         _logger.info(f"personal model {name}: validation {value}")
-        judged = _judged(value, validation.cases, federated)
+        judged = weighted_mean([(value, validation.cases), (federated, _OTHERS)])
         # the first one wins a tie: simpler models come first
-        if self.best is None or judged > self.best[0]:
-            self.best = (judged, name, trainer.all_values(), architecture)
+        if self.best is None or (judged is not None and judged > self.best[0]):
+            self.best = (-1.0 if judged is None else judged, name, trainer.all_values(), architecture)
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
             self._memory[id(trainer)] = training_memory(trainer.network, trainer.job, trainer.device)
         return self._memory[id(trainer)]
-
-
-def _judged(own: float | None, cases: int, federated: float | None) -> float:
-    """The mean of the site's own cases and of so many more that score as all sites' do; -1 where nothing is known."""
-    known = [(score, count) for score, count in ((own, cases), (federated, _OTHERS)) if score is not None and count]
-    return sum(score * count for score, count in known) / sum(count for _, count in known) if known else -1.0
 
 
 def make_personal_models(

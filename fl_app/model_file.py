@@ -39,6 +39,11 @@ class ModelInfo:
     architectures: tuple[str, ...] = ()
 
     @property
+    def score(self) -> float | None:
+        """The value of the metric by which it was chosen; none: it was chosen by none."""
+        return self.metric[1] if self.metric else None
+
+    @property
     def network(self) -> str:
         """What kind of network it is."""
         return "found by architecture search" if self.architectures else self.job.network.name

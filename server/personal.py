@@ -45,7 +45,7 @@ def personalise(
             payload = payloads.setdefault(site, Payload({}, {"networks": networks[site], "consensus": consensus}))
             payload.values.update({f"{network}/{name}": best[name] for name in training.sent_names(site)})
             # of two sites each would know the other's
-            score = info.metric[1] if info.metric and len(training.plan.held) > 2 else None
+            score = info.score if len(training.plan.held) > 2 else None
             networks[site][network] = {**training.about(site), "round": info.round, "score": score}
     exchange = sites.ask(PERSONALISE, payloads, answer)
     record.result.personal = Personal(

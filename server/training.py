@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class Training:
         least = min(self._job.search.min_holders, len(shares))
         after = {name: value if holders[name] >= least else like[name] for name, value in aggregate.apply().items()}
         if number == 1 and not self.plan.partial:
-            self._warn_of_idle([name for name in like if holders[name] < least], least)
+            self._warn_of_idle(like, holders, least)
         self.standing.values |= self._outgoing.settle(like, after)
         self.standing.rest = self._outgoing.rest
         self.standing.round, self.standing.norms = number, self._guard.norms
@@ -166,11 +166,11 @@ class Training:
         seconds = time.monotonic() - started
         self._log.round_finished(seconds, dict(sorted(shares.items())), exchange.left_out, aggregate.remarks)
 
-    def _warn_of_idle(self, names: Sequence[str], least: int) -> None:
+    def _warn_of_idle(self, values: Values, holders: Mapping[str, int], least: int) -> None:
         """Where memory is scarce at most sites, all may leave the same weights to the others."""
-        if names:
-            of = {name: self.standing.values[name].numel() for name in self._travels}
-            share = sum(of[name] for name in names) / sum(of.values())
+        idle = sum(value.numel() for name, value in values.items() if holders[name] < least)
+        if idle:
+            share = idle / sum(value.numel() for value in values.values())
             _logger.warning(
                 f"{self.plan.network}: {share:.0%} of the values stay as they are, since fewer than {least} sites "
                 "train them - set training.most_frozen_share: 0, so that sites with little memory train all"

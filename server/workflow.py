@@ -218,5 +218,5 @@ class Workflow:
         payload = Payload({name: values[name] for name in exchanged}, {"network": MAIN, "round": info.round})
         payloads = dict.fromkeys(training.plan.held, payload)
         exchange = self._sites.ask(TEST, payloads, answer)
-        self.record.tested(info.round, info.metric[1] if info.metric else None, reports, exchange.left_out)
+        self.record.tested(info.round, info.score, reports, exchange.left_out)
         self._sites.require_quorum(exchange, "when the best model was tested")

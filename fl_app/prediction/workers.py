@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,18 @@ def local_workers(count: int, model: Path, device: str, flips: bool) -> Iterator
     threads = max(1, torch.get_num_threads() // count)
     environment = {"OMP_NUM_THREADS": str(threads)}
     # what a worker holds is bounded by its tile; Dask shall not pause or end it
-    with distributed.LocalCluster(
-        n_workers=count,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=None,
-        memory_limit=0,
-        env=environment,
-    ) as cluster:
-        workers = DaskWorkers(cluster, count, model, device, flips)
-        try:
-            yield workers
-        finally:
-            workers.close()
+    with (
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            env=environment,
+        ) as cluster,
+        closing(DaskWorkers(cluster, count, model, device, flips)) as workers,
+    ):
+        yield workers
 
 
 def package(name: str) -> Any:
