@@ -19,7 +19,8 @@ if [ "$1" = --test-only ]; then
 fi
 # as Slurm does, since Dask removes the script
 script=$(mktemp) && cp "$1" "$script"
-RUN >/dev/null 2>&1 &
+exec 3>&2
+RUN >/dev/null 2>&1 3>&- &
 echo "Submitted batch job $!"
 """
 SQUEUE = """#!/bin/sh
@@ -82,8 +83,10 @@ def test_what_slurm_refuses_is_said_in_one_sentence(tmp_path, settings):
 
 
 def test_jobs_that_slurm_refuses_after_all_end_the_command(tmp_path, settings):
-    done = predict(tmp_path, settings, "exit 1;")
-    assert done.returncode == 2 and f"{settings}: Slurm took none of the jobs" in " ".join(done.stderr.split())
+    done = predict(tmp_path, settings, "echo 'sbatch: error: the queue is full' >&3; exit 1;")
+    assert done.returncode == 2, done.stderr
+    assert f"{settings}: Slurm took none of the jobs: the queue is full" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr and not (tmp_path / "out" / "slurm_logs").exists()
 
 
 def test_without_slurm_there_is_one_sentence(tmp_path, settings):

@@ -73,7 +73,30 @@ def slurm_cluster(settings: SlurmSettings, logs: Path) -> Any:
         log_directory=str(logs),
         python=sys.executable,
         scheduler_options={"dashboard_address": None},
+        job_cls=_job_class(),
     )
+
+
+def _job_class() -> type:
+    """Dask's job of Slurm that keeps what Slurm says when it refuses it, where Dask prints a traceback."""
+    from dask_jobqueue.slurm import SLURMJob
+    from distributed.core import Status
+
+    class Job(SLURMJob):
+        refusal = ""
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (RuntimeError, ValueError) as error:  # what was printed stands last
+                self.refusal = _said(str(error).partition("stderr:\n")[2] or str(error))
+                self.status = Status.running  # else Dask prints a traceback
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed  # which Dask demands of each job that is still in memory when a cluster closes
+
+    return Job
 
 
 @contextmanager
@@ -99,9 +122,9 @@ def slurm_workers(path: Path, logs: Path, model: Path, device: str, flips: bool)
         with slurm_cluster(settings, logs.absolute()) as cluster:
             _try(cluster.job_script(), path)
             cluster.scale(jobs=settings.workers)
-            jobs = _submitted(cluster, settings.workers)
+            jobs, refusals = _submitted(cluster, settings.workers)
             if not jobs:
-                raise ConfigError(f"{path}: Slurm took none of the jobs; what it said stands above")
+                raise ConfigError(f"{path}: Slurm took none of the jobs: {refusals[0]}")
 
             def look() -> None:
                 nonlocal lost
@@ -125,15 +148,23 @@ def _try(script: str, path: Path) -> None:
         file.flush()
         done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
-        raise ConfigError(f"{path}: Slurm takes no such job: {said}")
+        raise ConfigError(f"{path}: Slurm takes no such job: {_said(done.stderr)}")
 
 
-def _submitted(cluster: Any, count: int) -> list[str]:
-    """The numbers of the jobs that Slurm has taken, once it has answered for all; Dask forgets jobs that have ended."""
+def _said(text: str) -> str:
+    """What sbatch printed, in one line."""
+    return " ".join(text.replace("sbatch: error:", "").replace("allocation failure:", "").split())
+
+
+def _submitted(cluster: Any, count: int) -> tuple[list[str], list[str]]:
+    """The numbers of the jobs that Slurm has taken, and what it said of others, once it has answered for all.
+
+    Dask forgets jobs that have ended.
+    """
     while len(cluster.workers) < count:
         time.sleep(_ANSWER_SECONDS)
-    return [job.job_id for job in cluster.workers.values() if job.job_id]
+    jobs = list(cluster.workers.values())
+    return [job.job_id for job in jobs if job.job_id], [job.refusal for job in jobs if job.refusal]
 
 
 def _any_left(jobs: list[str]) -> bool:
