@@ -27,7 +27,7 @@ REPEATS = 5
 
 def step_seconds(network: nn.Module, precision: MixedPrecision, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Processor time of one optimiser step."""
-    chosen = job("auto")
+    chosen = job(precision="auto")
     optimizer, loss = build_optimizer(chosen.training, network), build_loss(chosen.training.loss)
     started = time.process_time()
     with precision.autocast():
@@ -40,7 +40,7 @@ def step_seconds(network: nn.Module, precision: MixedPrecision, images: torch.Te
 def main() -> None:
     """Print parameters, training memory and step time of each, and ratios to the U-Net's."""
     torch.set_num_threads(1)
-    chosen = job("auto")
+    chosen = job(precision="auto")
     precision = MixedPrecision(choose_precision("auto", CPU), CPU)
     memory = memory_model(chosen, SPACE, CPU)
     sampler, chance = NetworkSampler(memory), np.random.default_rng(0)

@@ -23,7 +23,7 @@ from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.sampling import NetworkSampler, sample_paths
 from fl_app.networks.space.supernet import DiscreteNetwork, weight_sizes
 from fl_app.search.gradient import GradientSearch
-from fl_app.search.memory import calibrate
+from fl_app.search.memory import calibrate, measured_memory
 from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
@@ -102,6 +102,7 @@ class SiteSearch:
                 offset=self._memory.offset,
                 value_bytes=2 if self._memory.value_bytes == 2 else 4,
                 weight_copies=self._memory.weight_copies,
+                recompute=self._memory.recompute,
             ),
         )
 
@@ -168,7 +169,7 @@ class SiteSearch:
     def _tried(self, network: Architecture) -> tuple[Architecture, int, bool]:
         """A network with the memory that training it takes, and whether it is quick enough."""
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
-        taken = training_memory(module, self._job, self._device)
+        taken = measured_memory(module, self._job, self._device)
         return network, taken, is_quick(module, self._job, self._device, self._longest)
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:

@@ -68,7 +68,8 @@ class MemoryFit(Report):
     scale: Annotated[float, Field(gt=0, le=1000)]
     offset: Annotated[float, Field(ge=-(10**13), le=10**13)]
     value_bytes: Literal[2, 4]
-    weight_copies: Annotated[int, Field(ge=2, le=8)]
+    weight_copies: Annotated[float, Field(ge=1, le=8)]
+    recompute: bool = False
 
 
 class Saving(Report):

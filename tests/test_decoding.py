@@ -40,14 +40,15 @@ def everything():
     return found
 
 
-def test_the_least_network_is_the_least_of_all(everything):
-    memory = model(SMALL)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_least_network_is_the_least_of_all(everything, recompute):
+    memory = model(SMALL, recompute=recompute)
     assert memory.total(least_network(memory)) == pytest.approx(min(map(memory.total, everything)))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_it_is_the_best_of_all_networks_in_the_budget(everything, seed):
-    memory, scores = model(SMALL), random_scores(SMALL, seed)
+@pytest.mark.parametrize(("seed", "recompute"), [(0, False), (1, True)])
+def test_it_is_the_best_of_all_networks_in_the_budget(everything, seed, recompute):
+    memory, scores = model(SMALL, recompute=recompute), random_scores(SMALL, seed)
     sizes = np.array([memory.total(each) for each in everything])
     # each network's value by DiNTS's probabilities, not by the code under test
     chance = 1 / (1 + np.exp(-scores.edges))
@@ -106,10 +107,11 @@ def test_it_is_monais_where_no_budget_and_no_rule_of_ours_binds(seed, capsys):
     assert decode(scores, model(chosen)).blocks == tuple(map(tuple, wanted))
 
 
-@given(st.integers(0, 10_000), st.floats(0, 1), st.sampled_from([MIDDLE, UNET]), st.sampled_from([2, 4]))
-@settings(max_examples=15, deadline=None)
-def test_no_network_exceeds_its_budget(seed, share, chosen, value_bytes):
-    memory, scores = model(chosen, value_bytes=value_bytes, scale=1.07, offset=12345.0), random_scores(chosen, seed)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.sampled_from([MIDDLE, UNET]), st.sampled_from([2, 4]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_no_network_exceeds_its_budget(seed, share, chosen, value_bytes, recompute):
+    fitted = {"value_bytes": value_bytes, "scale": 1.07, "offset": 12345.0, "recompute": recompute}
+    memory, scores = model(chosen, **fitted), random_scores(chosen, seed)
     least, free = memory.total(least_network(memory)), memory.total(decode(scores, memory))
     budget = least + share * max(0, free - least)
     found = decode(scores, memory, budget)

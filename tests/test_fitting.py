@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from fl_app.config import Job
+from fl_app.config.space import DINTS_OPERATIONS
 from fl_app.config_file import load_job, parse_job
 from fl_app.data.sampling import PatchSampler
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
 from fl_app.model_file import load_model
 from fl_app.networks import build_network
+from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
@@ -22,6 +24,7 @@ from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import start_stream
 from fl_app.training.recompute import recompute
 from fl_app.training.trainer import Trainer, ready_network
+from tests.architectures import random_architecture, space
 from tests.federation import write_job, write_sites
 from tests.test_search_federation import Wire, settings
 
@@ -43,6 +46,18 @@ def job(network, **training):
     return Job.model_validate({"data": data, "network": network, "training": {"batch_size": 1} | training})
 
 
+def built(network):
+    """A network of MONAI's by its settings, or one of the space of cells."""
+    if network != "cells":
+        return build_network(job(network))
+    chosen = space(operations=DINTS_OPERATIONS)
+    return DiscreteNetwork(chosen, random_architecture(chosen, 1), 1)
+
+
+def network_id(network):
+    return network if isinstance(network, str) else "-".join(map(str, network.values()))
+
+
 def gradients(network, precision):
     torch.manual_seed(0)
     images, labels = torch.rand(2, 1, *PATCH), torch.randint(0, 2, (2, 1, *PATCH), dtype=torch.uint8)
@@ -53,9 +68,9 @@ def gradients(network, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: "-".join(map(str, network.values())))
+@pytest.mark.parametrize("network", [*NETWORKS, "cells"], ids=network_id)
 def test_computing_again_gives_the_same_gradients_to_the_bit_in_less_memory(network, precision):
-    plain = adapt_layers(build_network(job(network))).train()
+    plain = adapt_layers(built(network)).train()
     thrifty = recompute(copy.deepcopy(plain))
     assert thrifty.state_dict().keys() == plain.state_dict().keys()
     wanted, found = gradients(plain, precision), gradients(thrifty, precision)
@@ -72,7 +87,7 @@ def test_a_network_that_computes_again_predicts_as_before():
         assert torch.equal(plain(image), recompute(copy.deepcopy(plain))(image))
 
 
-@pytest.mark.parametrize("network", NETWORKS[:2], ids=lambda network: "-".join(map(str, network.values())))
+@pytest.mark.parametrize("network", NETWORKS[:2], ids=network_id)
 def test_the_quickest_way_that_fits_is_taken(network):
     asked = job(network, precision="fp32")
     plain = training_memory(ready_network(asked, CPU), asked, CPU)

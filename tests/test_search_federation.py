@@ -15,8 +15,10 @@ from fl_app.messages import MAIN, PERSONALISE, SEARCHED
 from fl_app.model_file import load_model
 from fl_app.networks import exchanged_names
 from fl_app.networks.space.architecture import read_architecture
+from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.search.memory import calibrate
 from fl_app.site import SiteSettings
 from fl_app.training.fitting import fit_training, training_memory
 from tests.architectures import random_architecture
@@ -59,11 +61,11 @@ class Ending:
         self._channel.ask(task, payloads, exchange, answer)
 
 
-def search_job(folder, normalisation="average", ditto=0.0, **search):
+def search_job(folder, normalisation="average", ditto=0.0, saving=None, **search):
     return load_job(
         write_job(
             folder / "job.yaml",
-            training={"steps_per_round": 2, "precision": "fp32"},
+            training={"steps_per_round": 2, "precision": "fp32", **(saving or {})},
             network={"channels": [16, 32]},
             federation={"rounds": 1, "normalisation": normalisation},
             search={
@@ -314,6 +316,27 @@ def test_other_ways_to_search_keep_to_the_budgets(data, tmp_path, mode, strategy
     if mode == "consensus":
         assert {each.architecture for each in found.values()} == {result.search.consensus}
     assert (len(result.search.generations) == 0) == (strategy == "random")
+
+
+def test_networks_that_compute_again_fit_where_none_did(data, tmp_path):
+    saving = {"recompute": True, "early_update": True}
+    plain, thrifty = search_job(tmp_path), search_job(tmp_path, saving=saving)
+    cpu = torch.device("cpu")
+    least, needed = (
+        model.total(least_network(model))
+        for model in (calibrate(job, job.search.space, cpu) for job in (plain, thrifty))
+    )
+    assert needed < 0.9 * least
+    result = rehearse(
+        thrifty,
+        settings(data, tmp_path, {"site-1": (needed + least) / 2 / 2**20, "site-2": 2.0}),
+        tmp_path / "out",
+    )
+    for site, found in result.search.sites.items():
+        assert max(found.predicted_bytes, found.measured_bytes) <= found.budget_bytes
+        models = result.personal.sites[site].models.values()
+        assert all(model.memory_bytes <= found.budget_bytes for model in models)
+    assert result.search.sites["site-1"].budget_bytes < least
 
 
 def test_normalisation_and_dittos_model_stay_at_each_site(data, tmp_path):

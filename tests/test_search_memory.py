@@ -10,7 +10,7 @@ from fl_app.config import Job
 from fl_app.errors import BudgetError
 from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.supernet import DiscreteNetwork
-from fl_app.search.memory import calibrate, memory_model
+from fl_app.search.memory import calibrate, measured_memory, memory_model
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.fitting import training_memory
 from fl_app.training.precision import choose_precision
@@ -51,12 +51,13 @@ def test_the_calculation_alone_knows_what_a_network_takes_more_than_another(sett
     assert min(wanted) > min(kept)
 
 
-def test_a_calibrated_model_is_right_about_networks_it_has_not_seen():
-    chosen, small = space(), job(patch=(16, 16, 32))
+@pytest.mark.parametrize("saving", [{}, {"recompute": True}, {"recompute": True, "early_update": True}])
+def test_a_calibrated_model_is_right_about_networks_it_has_not_seen(saving):
+    chosen, small = space(), job(patch=(16, 16, 32), **saving)
     memory = calibrate(small, chosen, CPU)
     networks = [random_architecture(chosen, seed) for seed in range(8)]
     predicted = np.array([memory.total(each) for each in networks])
-    found = np.array([training_memory(DiscreteNetwork(chosen, each, 1), small, CPU) for each in networks])
+    found = np.array([measured_memory(DiscreteNetwork(chosen, each, 1), small, CPU) for each in networks])
     assert np.abs(predicted / found - 1).max() < 0.1
     assert spearmanr(predicted, found).statistic > 0.97
 

@@ -106,10 +106,15 @@ class Logits(nn.Module):
         return -(fed * read.log() + (1 - fed) * (1 - read).log()).sum()
 
     def memory(self, memory: MemoryModel) -> torch.Tensor:
-        """Expected bytes: what is fixed, and the sum over edges of p * sum_o q_o * bytes(edge, o)."""
+        """Expected bytes: what is fixed, the sum over edges of p * sum_o q_o * bytes(edge, o), and the sum over
+        resolutions that blocks read of (1 - prod over the edges that leave it of (1 - p)) * bytes(resolution).
+        """
         table = torch.tensor([[cell[name] for name in self.space.operations] for cell in memory.cells])
         table = table.to(self.edges)
         expected = (self.edges.sigmoid() * (self.operation_probabilities() * table).sum(-1)).sum()
+        for node, size in enumerate(memory.nodes):
+            leaving = [place for place, edge in enumerate(edges_of(self.space.depths)) if edge.source == node]
+            expected = expected + size * (1 - (1 - self.edges[:, leaving].sigmoid()).prod(-1)).sum()
         return memory.fixed + expected
 
     def scores(self) -> Scores:

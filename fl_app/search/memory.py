@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from fl_app.config import Job
 from fl_app.config.space import SearchSpace
@@ -15,20 +17,31 @@ from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.training.fitting import training_memory
 from fl_app.training.precision import choose_precision
 from fl_app.training.randomness import stream_seed
+from fl_app.training.recompute import recompute
 
 _MARGIN = 1.005  # 30 random networks took at most 0.4 % more than the line says (benchmarks/memory_model.py)
 
 
 def memory_model(job: Job, space: SearchSpace, device: torch.device) -> MemoryModel:
     """What training takes by calculation alone, for a job on a kind of device."""
+    training = job.training
+    precision, momenta = choose_precision(training.precision, device), 2 if training.optimizer.startswith("adam") else 1
+    early = training.early_update and precision != "fp16"
     return MemoryModel(
         space,
         organs=len(job.data.labels),
         patch=job.training_patch,
-        batch=job.training.batch_size,
-        value_bytes=4 if choose_precision(job.training.precision, device) == "fp32" else 2,
-        weight_copies=4 if job.training.optimizer.startswith("adam") else 3,
+        batch=training.batch_size,
+        value_bytes=4 if precision == "fp32" else 2,
+        weight_copies=1 + momenta / 2 if early else 2 + momenta,
+        recompute=training.recompute,
     )
+
+
+def measured_memory(network: nn.Module, job: Job, device: torch.device) -> int:
+    """Bytes that training a network of cells takes at its peak, as sites train it; it stays as it is."""
+    network = copy.deepcopy(network)
+    return training_memory(recompute(network) if job.training.recompute else network, job, device)
 
 
 def calibrate(
@@ -54,7 +67,7 @@ def calibrate(
     networks = sampler.sandwich(probes, np.random.default_rng(stream_seed(job.seed, "memory probes")))
     organs = len(job.data.labels)
     wanted = np.array([calculated.total(network) for network in networks])
-    found = np.array([training_memory(DiscreteNetwork(space, each, organs), job, device) for each in networks])
+    found = np.array([measured_memory(DiscreteNetwork(space, each, organs), job, device) for each in networks])
     if np.ptp(wanted) == 0:  # one network fits, or all are alike
         scale, offset = 1.0, float((found - wanted).max())
     else:

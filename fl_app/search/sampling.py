@@ -25,6 +25,7 @@ from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_optimizer
 from fl_app.training.parallel import Pull
 from fl_app.training.randomness import start_stream
+from fl_app.training.recompute import recompute
 from fl_app.training.trainer import Pairs, Steps, Trainer
 
 
@@ -57,7 +58,7 @@ class SupernetTrainer(Trainer):
         self, job: Job, space: SearchSpace, cases: Sequence[PreparedCase], device: torch.device, stream: str
     ) -> None:
         supernet = Supernet(space, len(job.data.labels), job.seed)
-        self.space, self.organs = space, len(job.data.labels)
+        self.job, self.space, self.organs = job, space, len(job.data.labels)
         self.values: dict[str, torch.Tensor] = supernet.state_dict()
         self._states: dict[str, dict[str, object]] = {}
         self._received: dict[str, torch.Tensor] = {}
@@ -175,7 +176,8 @@ class SupernetTrainer(Trainer):
     def _network(self, architecture: Architecture, device: torch.device) -> nn.Module:
         if architecture not in self._built:
             with torch.device("meta"):
-                self._built[architecture] = adapt_layers(DiscreteNetwork(self.space, architecture, self.organs))
+                network = adapt_layers(DiscreteNetwork(self.space, architecture, self.organs))
+                self._built[architecture] = recompute(network) if self.job.training.recompute else network
         network = self._built[architecture]
         # on the CPU the network's parameters are the supernet's own memory
         network.load_state_dict({name: self.values[name].to(device) for name in network.state_dict()}, assign=True)

@@ -15,10 +15,12 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock, Un
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from monai.networks.nets.dints import Cell
+from monai.networks.nets.dints import Cell as MonaiCell
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from fl_app.networks.space.cells import Cell, StemDown, StemUp
 
 _BLOCKS = (
     ResidualUnit,
@@ -31,7 +33,10 @@ _BLOCKS = (
     UnetrBasicBlock,
     UnetrPrUpBlock,
     UnetrUpBlock,
+    MonaiCell,
     Cell,
+    StemDown,
+    StemUp,
     SwinTransformerBlock,
 )
 

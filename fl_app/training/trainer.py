@@ -58,7 +58,8 @@ def ready_network(job: Job, device: torch.device, architecture: str = "") -> nn.
         architecture: what the job's search has found, as JSON, in place of the job's own network.
     """
     if architecture and job.search.of_cells:
-        return adapt_layers(build_found(job, read_found(architecture, job))).to(device)
+        cells = adapt_layers(build_found(job, read_found(architecture, job))).to(device)
+        return recompute(cells) if job.training.recompute else cells
     network = build_found(job, read_found(architecture, job)) if architecture else build_network(job)
     network = adapt_layers(network).to(device)
     if job.training.recompute:

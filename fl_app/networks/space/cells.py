@@ -125,8 +125,9 @@ class Head(nn.Module):
         return result
 
 
-def stem_up(inputs: int, outputs: int) -> nn.Sequential:
+class StemUp(ConvolutionBlock):
     """Behind the last block, double the resolution: ReLU, 3x3x3 convolution, normalisation, interpolation (DiNTS)."""
-    block = ConvolutionBlock(inputs, outputs, (3, 3, 3))
-    block.add_module("up", nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True))
-    return block
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, (3, 3, 3))
+        self.add_module("up", nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True))

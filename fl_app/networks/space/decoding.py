@@ -98,7 +98,8 @@ def least_network(memory: MemoryModel, must_contain: Architecture | None = None)
     """The network that takes the fewest bytes; to the byte, without rounding."""
     values = [[{name: -size for name, size in cell.items()} for cell in memory.cells]] * memory.space.blocks
     choices = choices_of(memory.space, must_contain)
-    paths = Paths(memory, choices, values, BEST, None, start=lambda nodes: -memory.inputs(nodes))
+    reading = [-size for size in memory.nodes]
+    paths = Paths(memory, choices, values, BEST, None, start=lambda nodes: -memory.inputs(nodes), reading=reading)
     traced = [paths.trace(end, _first_largest) for end in paths.ends()]
     return min(traced, key=memory.total)
 

@@ -21,8 +21,9 @@ class MemoryModel:
 
     The peak is where the backward pass begins: all is kept, and there are the gradients of the head. Kept are the
     inputs of convolutions and of normalisation layers; a ReLU's result is the input of the convolution behind it and
-    counts once. Each edge's part depends on that edge alone, which is what makes the search for the
-    best network in a budget exact.
+    counts once. Where activations are computed again, what a block reads is kept and nothing else. Each part depends
+    on one edge, or on one resolution that a block reads, which is what makes the search for the best network in a
+    budget exact.
 
     Attributes:
         space: the search space.
@@ -31,7 +32,9 @@ class MemoryModel:
         batch: patches in a step.
         value_bytes: of a kept value; 2 in mixed precision, 4 in fp32.
         weight_copies: values in fp32 held for each weight: itself, its gradient and the optimiser's (SGD with
-            momentum, Novograd 1; Adam 2).
+            momentum, Novograd 1; Adam 2); if weights are updated one by one without a gradient, and with momentum in
+            16 bits.
+        recompute: whether activations are computed again in the backward pass (`fl_app.training.recompute`).
         scale: fitted at a site; 1 before.
         offset: bytes, fitted at a site; 0 before.
     """
@@ -41,7 +44,8 @@ class MemoryModel:
     patch: tuple[int, int, int]
     batch: int = 1
     value_bytes: int = 4
-    weight_copies: int = 3
+    weight_copies: float = 3
+    recompute: bool = False
     scale: float = 1.0
     offset: float = 0.0
 
@@ -52,6 +56,7 @@ class MemoryModel:
         return (
             self.fixed
             + self.inputs(architecture.sources(0))
+            + sum(self.nodes[node] for block in range(self.space.blocks) for node in architecture.sources(block))
             + sum(cells[place][operation] for _, place, _, operation in architecture.active)
             + self.outputs(architecture.targets(last))
         )
@@ -62,6 +67,14 @@ class MemoryModel:
         return tuple(
             {operation: self._cell(edge, operation) for operation in self.space.operations}
             for edge in edges_of(self.space.depths)
+        )
+
+    @cached_property
+    def nodes(self) -> tuple[float, ...]:
+        """Bytes of each resolution that a block reads; the same in every block."""
+        return tuple(
+            self._bytes(channels_at(self.space, node) * self._voxels(node) if self.recompute else 0, 0)
+            for node in range(self.space.depths)
         )
 
     @cached_property
@@ -80,14 +93,14 @@ class MemoryModel:
         # the finest stem's input is the patch itself, which is there anyway
         shrunk = {node: stride if node else 0 for node in nodes}
         kept = sum((channels_at(self.space, node) + shrunk[node]) * self._voxels(node) for node in nodes)
-        return self._bytes(kept, sum(29 * channels_at(self.space, node) for node in nodes))
+        return self._bytes(0 if self.recompute else kept, sum(29 * channels_at(self.space, node) for node in nodes))
 
     def outputs(self, nodes: frozenset[int]) -> float:
         """Bytes of the stems that bring up the resolutions that the last block feeds."""
         kept = weights = 0
         for node in range(1, max(nodes) + 1):
             coarse, fine = channels_at(self.space, node), channels_at(self.space, node - 1)
-            kept += (coarse + fine) * self._voxels(node)
+            kept += (coarse if self.recompute else coarse + fine) * self._voxels(node)
             weights += 27 * coarse * fine + 2 * fine
         return self._bytes(kept, weights)
 
@@ -104,11 +117,11 @@ class MemoryModel:
         elif operation != "skip":
             kept += 3 * target * self._voxels(edge.target)
             weights += _PSEUDO_TAPS * target**2 + 2 * target
-        return self._bytes(kept, weights)
+        return self._bytes(0 if self.recompute else kept, weights)
 
     def _bytes(self, kept: int, weights: int) -> float:
-        # mixed precision keeps a short copy of the weights as well
-        copies = 4 * self.weight_copies + (self.value_bytes if self.value_bytes < 4 else 0)
+        # mixed precision keeps a short copy of the weights as well, unless they are computed with twice
+        copies = 4 * self.weight_copies + (self.value_bytes if self.value_bytes < 4 and not self.recompute else 0)
         return self.scale * (kept * self.value_bytes + weights * copies)
 
     @property

@@ -93,6 +93,7 @@ class Paths:
         budget: bytes; None: any.
         steps: of memory; more are finer, and slower.
         start: what it is worth to begin with these resolutions; None: nothing.
+        reading: what it is worth that a block reads each resolution; None: nothing.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Paths:
         budget: float | None,
         steps: int = 1000,
         start: Callable[[frozenset[int]], float] | None = None,
+        reading: Sequence[float] | None = None,
     ) -> None:
         self.space: SearchSpace = memory.space
         self.memory = memory
@@ -112,6 +114,7 @@ class Paths:
         self._width = left / steps
         self._columns = 1 if budget is None else steps + 1 if left > 0 else 0
         self._edges = edges_of(self.space.depths)
+        self._reading = reading or [algebra.empty] * self.space.depths
         nodes = range(self.space.depths)
         self._options = [[self._options_of(choices[b], values[b], node) for node in nodes] for b in range(len(choices))]
         # whether none of the edges that leave a resolution has to be active
@@ -218,8 +221,8 @@ class Paths:
             if not active:
                 continue
             fed = sum(1 << self._edges[place].target for place, _ in active)
-            steps = self._steps(sum(self.memory.cells[place][name] for place, name in active))
-            value = self.algebra.empty
+            size = self.memory.nodes[node] + sum(self.memory.cells[place][name] for place, name in active)
+            steps, value = self._steps(size), self._reading[node]
             for place, name in active:
                 value = float(self.algebra.along(value, values[place][name]))
             convolved = any(name != "skip" for _, name in active)

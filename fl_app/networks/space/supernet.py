@@ -24,7 +24,7 @@ from torch import nn
 from fl_app.config.space import SearchSpace
 from fl_app.errors import ConfigError
 from fl_app.networks.space.architecture import Architecture, check
-from fl_app.networks.space.cells import Cell, Head, StemDown, stem_up
+from fl_app.networks.space.cells import Cell, Head, StemDown, StemUp
 from fl_app.networks.space.topology import channels_at, edges_of, fixed_edges
 
 
@@ -58,7 +58,7 @@ class _Grid(nn.Module):
             cell = Cell(edge, channels_at(space, edge.source), channels_at(space, edge.target), names)
             cast(nn.ModuleDict, self.cells[str(block)])[str(place)] = cell
         self.stem_up = nn.ModuleDict(
-            {str(d): stem_up(channels_at(space, d), channels_at(space, d - 1)) for d in sorted(ups)}
+            {str(d): StemUp(channels_at(space, d), channels_at(space, d - 1)) for d in sorted(ups)}
         )
         self.head = Head(space.channels, 1 + organs, space.downsampling_stem)
 
