@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,8 @@ from fl_app.errors import ConfigError, DataError
 from fl_app.files import write_durably
 
 _KEY = "fedspleen"
+# how the model was trained, which nobody who uses it needs to know
+_HISTORY = ("training", "federation", "personal")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ def save_model(path: Path, weights: Mapping[str, torch.Tensor], info: ModelInfo)
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     """Weights by name, and what the file says of itself.
 
+    Settings of the training that this version does not know are left out, as those of an older version; all that
+    decides what the model computes must be known.
+
     Raises:
         DataError: the file is missing, damaged, or not a model of fedspleen.
     """
@@ -75,7 +81,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
             weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
         metric = described["metric"]
         info = ModelInfo(
-            job=parse_job(json.dumps(described["job"]), str(path)),
+            job=parse_job(json.dumps(_known(described["job"])), str(path)),
             round=int(described["round"]),
             metric=(str(metric[0]), float(metric[1])) if metric else None,
             versions=described["versions"],
@@ -86,6 +92,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     except (
         KeyError,
         TypeError,
+        AttributeError,
         ValueError,
         IndexError,
         RecursionError,
@@ -97,3 +104,12 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         problem = "; ".join(line if line.isprintable() else ascii(line) for line in str(error).splitlines())
         raise DataError(f"{path}: not a model that fedspleen wrote, or damaged: {problem[:500]}") from None
     return weights, info
+
+
+def _known(job: Mapping[str, Any]) -> dict[str, Any]:
+    """A job without those settings of its training that this version does not know."""
+    known = dict(job)
+    for section in _HISTORY:
+        fields = type(getattr(Job(), section)).model_fields
+        known[section] = {key: value for key, value in known.get(section, {}).items() if key in fields}
+    return known

@@ -193,6 +193,27 @@ def test_a_metric_that_is_no_name_and_value_is_refused(path, metric):
         load_model(path)
 
 
+def described_with(path, section, key):
+    """A file that says one thing more of its job."""
+    with safe_open(path, framework="pt") as stream:
+        described = json.loads(stream.metadata()["fedspleen"])
+    described["job"][section][key] = 4
+    save_file(weights(), path, {"fedspleen": json.dumps(described)})
+
+
+@pytest.mark.parametrize("section", ["training", "federation", "personal"])
+def test_a_model_of_another_version_is_read_though_its_training_had_a_setting_that_is_gone(path, section):
+    described_with(path, section, "setting_of_another_version")
+    assert load_model(path)[1] == info() and same(load_model(path)[0], weights())
+
+
+@pytest.mark.parametrize("section", ["data", "network", "search"])
+def test_a_model_is_refused_if_what_it_computes_depends_on_a_setting_that_is_unknown(path, section):
+    described_with(path, section, "setting_of_another_version")
+    with pytest.raises(DataError, match="setting_of_another_version"):
+        load_model(path)
+
+
 def test_a_safetensors_file_of_someone_else_is_refused(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "m")
     with pytest.raises(DataError, match="not a model that fedspleen wrote"):
