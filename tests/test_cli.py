@@ -52,7 +52,6 @@ def test_a_job_file_with_five_mistakes_is_reported_whole(tmp_path):
         (["--data", "data/site-1", "--sites", "9"], 1, "cases"),
         (["--data", "data", "--device", "gpu"], 2, "one of auto, cpu, cuda"),
         (["--data", "data", "--config", "greedy.yaml"], 2, "federation.min_sites: 5 - at most 2"),
-        (["--data", "data", "--out", "my results"], 2, "paths without spaces"),
         (["--sites", "0"], 2, "--sites"),
         (["--rounds", "no"], 2, "--rounds"),
         (["--sites", "two"], 2, "--sites"),

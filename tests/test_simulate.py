@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One finished run of two sites, compared with its baselines; the folder and what was printed."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("a folder with spaces")  # which FLARE's simulator does not take
     data = write_sites(folder / "data", site_1=7, site_2=6)
     job = write_job(folder / "job.yaml")
     arguments = ("simulate", "--config", job, "--data", data)
@@ -245,7 +245,7 @@ def test_sites_that_take_turns_in_one_process_train_the_same_model(run, tmp_path
     folder, _, arguments = run
     cores = sorted(os.sched_getaffinity(0))
     share = cores[: max(1, len(cores) // 2)]  # the threads that each of the two sites had in a process of its own
-    out = tmp_path / "what FLARE does not take: a folder with spaces"
+    out = tmp_path / "out"
     done = fedspleen(
         *arguments, "--out", out, "--one-process", cwd=folder, preexec_fn=lambda: os.sched_setaffinity(0, share)
     )

@@ -11,7 +11,7 @@ import yaml
 from fl_app.config_file import load_job
 from fl_app.errors import ConfigError, FederationError, UsageError
 from fl_app.result import RESULT_VARIABLE, Result, read_result, write_result
-from fl_app.simulation.federation import compare_with_baselines, federate
+from fl_app.simulation.federation import compare_with_baselines, federate, has_spaces
 from fl_app.simulation.parts import Events, Simulation
 from fl_app.simulation.sites import check_data, fit_as_processes, locate, settings_of, threads_of_each
 from fl_app.site import SITE_FILE_VARIABLE, write_site
@@ -28,12 +28,10 @@ def run_simulation(simulation: Simulation, events: Events, compare: bool = False
     out = simulation.out
     if (out / "result.json").exists():
         raise UsageError(f"--out {out}: holds the result of another run - name a new folder")
-    for path in (out.absolute(), Path(sys.executable)):
-        if any(character.isspace() for character in str(path)) and not simulation.one_process:
-            # FLARE's simulator puts paths into a command line and takes it apart at spaces
-            raise UsageError(
-                f"{path}: FLARE's simulator needs paths without spaces - choose another folder, or --one-process"
-            )
+    if has_spaces(Path(sys.executable)) and not simulation.one_process:
+        raise UsageError(
+            f"{sys.executable}: FLARE's simulator needs a Python in a folder without spaces - move it, or --one-process"
+        )
     if simulation.device not in ("auto", "cpu"):
         from fl_app.training.device import choose_device  # imports torch: seconds that other runs need not wait
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def federate(out: Path, sites: list[str], turns: bool, environment: dict[str, st
     Raises:
         FederationError: there is no result at all.
     """
-    workspace = out.absolute() / "flare" / "run"
+    # elsewhere if need be; on a path without spaces logs are found in the result's folder while the run goes on
+    apart = tempfile.mkdtemp(prefix="fedspleen-") if has_spaces(out.absolute()) and not turns else None
+    workspace = (Path(apart) if apart else out.absolute() / "flare") / "run"
     growing = out / "result.json"
     if turns:
         command = [sys.executable, "-m", "fl_app.rehearsal", str(out.absolute()), *sites]
@@ -43,6 +46,11 @@ def federate(out: Path, sites: list[str], turns: bool, environment: dict[str, st
         _collect(workspace, out, sites)
     if not (out / "result.json").exists():
         raise FederationError(f"the simulation ended before the server had begun; see {out / 'logs' / 'simulator.log'}")
+
+
+def has_spaces(path: Path) -> bool:
+    """Whether FLARE's simulator, which takes its processes' command lines apart at spaces, fails on this path."""
+    return any(character.isspace() for character in str(path))
 
 
 def _follow(process: subprocess.Popen[bytes], growing: Path, events: Events) -> None:
@@ -69,7 +77,7 @@ def _collect(workspace: Path, out: Path, sites: list[str]) -> None:
     logs |= {site: workspace / site / "log.txt" for site in sites}
     for name, path in logs.items():
         if path.exists():
-            path.replace(out / "logs" / f"{name}.log")
+            shutil.move(path, out / "logs" / f"{name}.log")
     shutil.rmtree(workspace.parent, ignore_errors=True)
     path = out / "result.json"
     if path.exists():
