@@ -16,7 +16,7 @@ from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.widths import WIDTHS, Width
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
-from fl_app.training.fitting import Fit, fit_training, is_quick
+from fl_app.training.fitting import LARGE_PATCH, Fit, fit_training, is_quick
 from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 
 class SiteWidths:
     """Finds the widest network that fits; each is tried for a step.
+
+    A narrower network comes before small patches, which do harm to all sites.
 
     Args:
         job: the job.
@@ -58,11 +60,9 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest is.
         """
-        eighths = WIDTHS[-1]
-        fit = self._fit(Width(eighths).to_json()) if main.saving.frozen_share else main
-        while not (fits := fit.fits and self._is_quick(fit)) and eighths > WIDTHS[0]:
-            eighths -= 1
-            fit = self._fit(Width(eighths).to_json())
+        eighths, fit = self._widest(_with_patches(self._job, LARGE_PATCH))
+        if not fit.fits:
+            eighths, fit = self._widest(self._job)
         if not fit.fits:
             raise BudgetError(
                 f"the narrowest form of network.channels takes {mebibytes(fit.memory_bytes)} in training here, and the "
@@ -70,7 +70,7 @@ class SiteWidths:
                 "network.channels, data.patch_voxels or training.batch_size",
                 fit.memory_bytes,
             )
-        if not fits:
+        if not self._is_quick(fit):
             raise BudgetError(
                 f"even the narrowest form of network.channels takes longer than window_budget_s: {self._longest:g} to "
                 "predict a window - raise it, or lower the job's data.patch_voxels",
@@ -84,6 +84,14 @@ class SiteWidths:
         )
         return SearchReady(budget_bytes=self._budget, main_bytes=main.memory_bytes, widest=widest)
 
+    def _widest(self, job: Job) -> tuple[int, Fit]:
+        """The widest network that fits, and is quick enough, in eighths; if there is none, the narrowest."""
+        for eighths in reversed(WIDTHS):
+            fit = self._fit(Width(eighths).to_json(), job)
+            if fit.fits and self._is_quick(fit):
+                break
+        return eighths, fit
+
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
         return found_trainer(
@@ -95,8 +103,16 @@ class SiteWidths:
 
     def _planned(self, architecture: str) -> Planned:
         if architecture not in self._plans:
-            self._plans[architecture] = self._fit(architecture).job
+            fit = self._fit(architecture, _with_patches(self._job, LARGE_PATCH))
+            self._plans[architecture] = (fit if fit.fits else self._fit(architecture, self._job)).job
         return self._plans[architecture], architecture
 
-    def _fit(self, architecture: str) -> Fit:
-        return fit_training(self._job, self._device, self._budget, architecture)
+    def _fit(self, architecture: str, job: Job) -> Fit:
+        return fit_training(job, self._device, self._budget, architecture)
+
+
+def _with_patches(job: Job, least: float) -> Job:
+    """The same job, whose training patches have such a share of the sides at least."""
+    training = job.training
+    least = max(least, training.least_patch_share)
+    return job.model_copy(update={"training": training.model_copy(update={"least_patch_share": least})})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clients.joining import join
+from clients.widths import SiteWidths
 from fl_app.config import Job
 from fl_app.config_file import parse_job
 from fl_app.data.cases import find_cases
@@ -17,6 +18,7 @@ from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.site import SiteSettings
 from fl_app.training.cost import window_seconds
 from fl_app.training.fitting import fit_training, training_memory
 from fl_app.training.nested import NestedTrainer
@@ -179,9 +181,37 @@ def test_other_networks_come_in_one_width():
         parse_job("network: {name: segresnet}\nsearch: {strategy: width}\n", "job.yaml")
 
 
+def test_a_site_takes_a_narrower_network_before_small_patches(tmp_path):
+    text = (
+        "data: {patch_voxels: [32, 32, 32]}\nnetwork: {channels: [8, 16, 32]}\nsearch: {strategy: width}\n"
+        "training: {batch_size: 1, precision: fp32, least_patch_share: %s}"
+    )
+    large, small = (parse_job(text % share, "job.yaml") for share in (0.875, 0.75))
+
+    def taken(budget):
+        settings = SiteSettings(data=tmp_path, memory_budget_gib=budget / 2**30)
+        widest = SiteWidths(small, "site-1", settings, None, CPU).ready(fit_training(small, CPU, budget)).widest
+        assert widest.measured_bytes <= budget
+        return widest.eighths, widest.saving.patch_share
+
+    def least(job, eighths):
+        return fit_training(job, CPU, 0, Width(eighths).to_json()).memory_bytes
+
+    assert least(small, 8) < least(large, 8)
+    eighths, share = taken(least(large, 8) - 1)
+    assert 1 < eighths < 8 and share >= 0.875
+    # where not even the narrowest network can be trained on large patches
+    assert taken(least(large, 1) - 1)[1] == 0.75
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_sites(tmp_path_factory.mktemp("data"), site_1=4, site_2=5, site_3=4)
+
+
+def with_large_patches(job):
+    """Networks become narrower before patches become smaller than that."""
+    return job.model_copy(update={"training": job.training.model_copy(update={"least_patch_share": 0.875})})
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +219,7 @@ def run(data, tmp_path_factory):
     """Three sites: two with room for a part of the network, one for all of it."""
     folder = tmp_path_factory.mktemp("widths")
     job = search_job(folder, strategy="width")
-    thrifty = [fit_training(job, CPU, 0, Width(each).to_json()).memory_bytes / 2**20 for each in (4, 6)]
+    thrifty = [fit_training(with_large_patches(job), CPU, 0, Width(n).to_json()).memory_bytes / 2**20 for n in (4, 6)]
     plain = training_memory(build_network(job), job, CPU) / 2**20
     budgets = {"site-1": 1.01 * thrifty[0], "site-2": 1.01 * thrifty[1], "site-3": 1.01 * plain}
     sites = settings(data, folder, budgets)
@@ -202,10 +232,11 @@ def test_every_site_trains_the_widest_network_that_fits(run):
     widths = {site: read_width(each.architecture).eighths for site, each in result.search.sites.items()}
     assert widths == {"site-1": 4, "site-2": 6, "site-3": 8}
     for site, each in result.search.sites.items():
-        fit = fit_training(job, CPU, each.budget_bytes, each.architecture)
+        large = with_large_patches(job)
+        fit = fit_training(large, CPU, each.budget_bytes, each.architecture)
         assert each.measured_bytes == fit.memory_bytes <= each.budget_bytes and each.saving == fit.saving
         if widths[site] < 8:
-            assert not fit_training(job, CPU, each.budget_bytes, Width(widths[site] + 1).to_json()).fits
+            assert not fit_training(large, CPU, each.budget_bytes, Width(widths[site] + 1).to_json()).fits
         kept = result.personal.sites[site]
         assert kept.models["searched"].memory_bytes == each.measured_bytes
         assert all(model.memory_bytes <= each.budget_bytes for model in kept.models.values())

@@ -15,16 +15,17 @@ from fl_app.training.cost import window_seconds
 from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
+LARGE_PATCH = 0.875  # of the sides: patches that are smaller do harm (docs/search.md)
 # (early_update, patch_share, frozen_share), from what costs little to what costs much: small patches do more harm than
 # weights that others train (docs/search.md)
 _SAVINGS = (
     (False, 1.0, 0.0),
     (True, 1.0, 0.0),
-    (True, 0.875, 0.0),
-    (True, 0.875, 0.25),
-    (True, 0.875, 0.5),
-    (True, 0.875, 0.75),
-    (True, 0.875, 0.9),
+    (True, LARGE_PATCH, 0.0),
+    (True, LARGE_PATCH, 0.25),
+    (True, LARGE_PATCH, 0.5),
+    (True, LARGE_PATCH, 0.75),
+    (True, LARGE_PATCH, 0.9),
     (True, 0.75, 0.5),
     (True, 0.75, 0.75),
     (True, 0.75, 0.9),
