@@ -74,12 +74,13 @@ def follow(command: list[str], folder: Path, limit: float, dice: Callable[[], li
     """
     threads = str(threads_of_each(SITES))
     environment = {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
-    started, used = time.monotonic(), 0.0
+    # what ended before is counted, too
+    started, before, used = time.monotonic(), processor_seconds(), 0.0
     os.chdir(folder)
     with running(command, folder / "log", environment) as process:
         while time.monotonic() - started < limit:
             ended = process.poll() is not None
-            used = max(used, processor_seconds())
+            used = max(used, processor_seconds() - before)
             best = max(dice(), default=0.0)
             if best >= wanted:
                 return Reached(time.monotonic() - started, used, best)
