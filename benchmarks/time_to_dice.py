@@ -7,7 +7,7 @@ as many threads a site. A model's Dice counts when all sites have validated it, 
 their logs (the server hears of it with their next update), the peer's in a file. A peer is ended at the limit: the
 ratio is then a lower bound.
 
-    .venv/bin/python -m benchmarks.time_to_dice [--limit 1200] [--only fedspleen fp32 amp] [--json FILE]
+    .venv/bin/python -m benchmarks.time_to_dice [--limit 1500] [--only fedspleen fp32 amp] [--json FILE]
     taskset -c 1 .venv/bin/python -m benchmarks.time_to_dice ...   # beside other work: one core, and its processor time
 """
 
@@ -186,7 +186,7 @@ def main(wanted: float, limit: float, only: list[str], report: Path | None) -> N
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--dice", type=float, default=0.85)
-    parser.add_argument("--limit", type=float, default=1200, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=1500, help="seconds for each")
     parser.add_argument("--only", nargs="+", default=["fedspleen", "fp32", "amp"], choices=["fedspleen", "fp32", "amp"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
