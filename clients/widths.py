@@ -60,9 +60,9 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest is.
         """
-        eighths, fit = self._widest(_with_patches(self._job, LARGE_PATCH))
+        eighths, fit, quick = self._widest(_with_patches(self._job, LARGE_PATCH), main)
         if not fit.fits:
-            eighths, fit = self._widest(self._job)
+            eighths, fit, quick = self._widest(self._job, main)
         if not fit.fits:
             raise BudgetError(
                 f"the narrowest form of network.channels takes {mebibytes(fit.memory_bytes)} in training here, and the "
@@ -70,7 +70,7 @@ class SiteWidths:
                 "network.channels, data.patch_voxels or training.batch_size",
                 fit.memory_bytes,
             )
-        if not self._is_quick(fit):
+        if not quick:
             raise BudgetError(
                 f"even the narrowest form of network.channels takes longer than window_budget_s: {self._longest:g} to "
                 "predict a window - raise it, or lower the job's data.patch_voxels",
@@ -84,13 +84,18 @@ class SiteWidths:
         )
         return SearchReady(budget_bytes=self._budget, main_bytes=main.memory_bytes, widest=widest)
 
-    def _widest(self, job: Job) -> tuple[int, Fit]:
-        """The widest network that fits, and is quick enough, in eighths; if there is none, the narrowest."""
+    def _widest(self, job: Job, main: Fit) -> tuple[int, Fit, bool]:
+        """The widest network that fits, and is quick enough, in eighths; if there is none, the narrowest. And whether
+        it is quick.
+        """
+        saving = main.saving
+        known = not saving.frozen_share and saving.patch_share >= job.training.least_patch_share
         for eighths in reversed(WIDTHS):
-            fit = self._fit(Width(eighths).to_json(), job)
-            if fit.fits and self._is_quick(fit):
+            fit = main if known and eighths == WIDTHS[-1] else self._fit(Width(eighths).to_json(), job)
+            quick = self._is_quick(fit)
+            if fit.fits and quick:
                 break
-        return eighths, fit
+        return eighths, fit, quick
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
