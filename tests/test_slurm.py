@@ -89,6 +89,13 @@ def test_jobs_that_slurm_refuses_after_all_end_the_command(tmp_path, settings):
     assert "Traceback" not in done.stderr and not (tmp_path / "out" / "slurm_logs").exists()
 
 
+def test_a_refusal_without_a_word_is_told_too(tmp_path, settings):
+    done = predict(tmp_path, settings, "exit 1;")
+    assert done.returncode == 2, done.stderr
+    assert f"{settings}: Slurm took none of the jobs: it gave no reason" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_without_slurm_there_is_one_sentence(tmp_path, settings):
     model = write_model(tmp_path / "model.safetensors")
     image, _ = write_scan(tmp_path / "ct.nii.gz")

@@ -89,7 +89,8 @@ def _job_class() -> type:
             try:
                 await super().start()
             except (RuntimeError, ValueError) as error:  # what was printed stands last
-                self.refusal = _said(str(error).partition("stderr:\n")[2] or str(error))
+                _, printed, reason = str(error).partition("stderr:\n")
+                self.refusal = _said(reason if printed else str(error))
                 self.status = Status.running  # else Dask prints a traceback
 
         async def close(self) -> None:
@@ -153,7 +154,9 @@ def _try(script: str, path: Path) -> None:
 
 def _said(text: str) -> str:
     """What sbatch printed, in one line."""
-    return " ".join(text.replace("sbatch: error:", "").replace("allocation failure:", "").split())
+    return (
+        " ".join(text.replace("sbatch: error:", "").replace("allocation failure:", "").split()) or "it gave no reason"
+    )
 
 
 def _submitted(cluster: Any, count: int) -> tuple[list[str], list[str]]:

@@ -28,16 +28,20 @@ def memory_model(job: Job, space: SearchSpace, device: torch.device) -> MemoryMo
     """What training takes by calculation alone, for a job on a kind of device."""
     training = job.training
     precision, momenta = choose_precision(training.precision, device), 2 if training.optimizer.startswith("adam") else 1
-    early = training.early_update and precision != "fp16"
     return MemoryModel(
         space,
         organs=len(job.data.labels),
         patch=job.training_patch,
         batch=training.batch_size,
         value_bytes=4 if precision == "fp32" else 2,
-        weight_copies=1 + momenta / 2 if early else 2 + momenta,
+        weight_copies=2 + momenta if _keeps_gradients(job, device) else 1 + momenta / 2,
         recompute=training.recompute,
     )
+
+
+def _keeps_gradients(job: Job, device: torch.device) -> bool:
+    """Whether a step holds all gradients at once; in fp16 it does in any case."""
+    return not job.training.early_update or choose_precision(job.training.precision, device) == "fp16"
 
 
 def measured_memory(network: nn.Module, job: Job, device: torch.device) -> int:
@@ -74,6 +78,6 @@ def calibrate(
         scale, offset = 1.0, float((found - wanted).max())
     else:
         scale, offset = np.polyfit(wanted, found, 1, w=1 / found)
-    margin = _MARGIN_AGAIN if job.training.recompute and not job.training.early_update else _MARGIN
+    margin = _MARGIN_AGAIN if calculated.recompute and _keeps_gradients(job, device) else _MARGIN
     raised = margin * max(1.0, float((found / (scale * wanted + offset)).max()))
     return replace(calculated, scale=raised * float(scale), offset=raised * float(offset))
