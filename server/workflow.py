@@ -15,7 +15,7 @@ from fl_app.model_file import load_model, save_model
 from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.found import read_found, value_names
 from fl_app.networks.space.supernet import Supernet
-from fl_app.networks.widths import WIDTHS, Width, build_width
+from fl_app.networks.widths import WIDTHS, Width, build_width, parts_of
 from fl_app.result import SearchResult
 from server.channel import Channel, Payload, Values
 from server.found import holding, search_site, take_widths
@@ -80,7 +80,7 @@ class Workflow:
             self._progress.search.begin(self._sites.ready, self._job.search.of_cells)
             self._progress.save()
         main = self._train_main()
-        searched = self._search() if self._job.search.wanted else None
+        searched = self._search(main) if self._job.search.wanted else None
         if main:
             self._test(main)
         if searched or self._job.personal.wanted:
@@ -114,9 +114,13 @@ class Workflow:
         plan = Plan(MAIN, self._job.training.steps_per_round, dict.fromkeys(sorted(fitting), exchanged))
         return self._train(plan, standing, self._job.federation.rounds, self.record.rounds, self._models)
 
-    def _search(self) -> Training:
-        """Find a network for every site, and train them together."""
-        known, exchanged = self._search_cells() if self._job.search.of_cells else self._take_widths()
+    def _search(self, main: Training | None) -> Training:
+        """Find a network for every site, and train them together.
+
+        Args:
+            main: of the job's own network, which is trained before.
+        """
+        known, exchanged = self._search_cells() if self._job.search.of_cells else self._take_widths(main)
         result, state = self.record.result.search, self._progress.search
         assert result is not None  # the search has just made it
         networks = {text: value_names(self._job, read_found(text, self._job)) for text in set(state.derived.values())}
@@ -159,10 +163,15 @@ class Workflow:
             result.seconds = round(time.monotonic() - started, 3)
         return supernet, exchanged
 
-    def _take_widths(self) -> tuple[Values, Names]:
-        """Each site's network is the widest that it said it can train; the initial values, and the names of those."""
+    def _take_widths(self, main: Training | None) -> tuple[Values, Names]:
+        """Each site's network is the widest that it said it can train; the values that these go on from, and the names
+        of those that may travel.
+        """
         network = build_width(self._job, Width(WIDTHS[-1]))
         values = dict(network.state_dict())
+        # what too few sites trained is one site's update, which must not go to others
+        if main and len(main.plan.held) >= self._job.search.min_holders:
+            values = parts_of(self._job, main.standing.values)
         exchanged = exchanged_names(network, self._job.federation.normalisation)
         result = self._begin_result(f"{self._job.network.name} in eighths of its width", values, exchanged)
         take_widths(self._progress.search, result)

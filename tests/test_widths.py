@@ -15,7 +15,7 @@ from fl_app.data.preparation import prepare_cases
 from fl_app.errors import BudgetError, ConfigError, FederationError
 from fl_app.model_file import load_model
 from fl_app.networks import build_network, exchanged_names
-from fl_app.networks.widths import WIDTHS, Width, build_width, read_width, whole_names
+from fl_app.networks.widths import WIDTHS, Width, build_width, parts_of, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
@@ -267,6 +267,35 @@ def test_values_are_averaged_over_the_sites_that_hold_them(run):
     start = build_width(job, Width(8)).state_dict()
     assert narrowest.keys() < shared.keys()
     assert all(not torch.equal(shared[name], start[name]) for name in narrowest if "conv.weight" in name)
+
+
+class First(Wire):
+    """Remembers the values of the first payload of the widths, too."""
+
+    values = None
+
+    def ask(self, task, payloads, exchange, answer):
+        for payload in payloads.values():
+            if payload.facts.get("network") == "searched" and self.values is None:
+                self.values = {name: value.clone() for name, value in payload.values.items()}
+        super().ask(task, payloads, exchange, answer)
+
+
+@pytest.mark.parametrize("holders", [1, 2])
+def test_widths_go_on_from_the_jobs_own_network_where_several_have_trained_it(data, tmp_path, holders):
+    """What one site alone has trained is its own update, which the others must not see."""
+    job = search_job(tmp_path, strategy="width", saving={"least_patch_share": 1.0, "most_frozen_share": 0.0})
+    narrow = fit_training(job, CPU, 0, Width(4).to_json()).memory_bytes / 2**20
+    sites = settings(data, tmp_path, {"site-1": 100.0, "site-2": 100.0 if holders == 2 else 1.01 * narrow})
+    wire = First(rehearsal_channel(job, sites))
+    result = rehearse(job, sites, tmp_path / "out", wire)
+    assert len(result.rounds[0].sites) == holders
+    trained, _ = load_model(tmp_path / "out" / "model" / "last.safetensors")
+    begun = parts_of(job, trained if holders == 2 else build_network(job).state_dict())
+    assert wire.values and all(torch.equal(value, begun[name]) for name, value in wire.values.items())
+    assert not torch.equal(
+        trained["model.0.conv.unit0.conv.weight"], build_network(job).state_dict()["model.0.conv.unit0.conv.weight"]
+    )
 
 
 def test_the_models_of_server_and_sites_predict(run):

@@ -8,9 +8,10 @@ of the same name belong together at all sites, and each is averaged over the sit
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -80,6 +81,15 @@ def build_width(job: Job, width: Width) -> nn.Module:
     if width.eighths < WIDTHS[-1]:
         network.load_state_dict(build_width(job, Width(WIDTHS[-1])).state_dict(), strict=False)
     return network
+
+
+def parts_of(job: Job, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The values of the job's own network, taken apart as all widths share them."""
+    network = build_width(job, Width(WIDTHS[-1]))
+    with torch.no_grad():
+        for name, value in chain(network.named_parameters(), network.named_buffers()):
+            value.copy_(values[name])
+    return dict(network.state_dict())
 
 
 def whole_names(names: Sequence[str]) -> frozenset[str]:
