@@ -94,7 +94,8 @@ def searching(job: Job, share: float, **search: Any) -> Job:
 def widths(job: Job) -> Job:
     """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there."""
     described = job.model_dump()
-    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
+    # after a round of the network at its full width
+    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds - 1}
     described["federation"]["rounds"] = 1
     return Job.model_validate(described)
 
@@ -134,7 +135,7 @@ class Costs:
         return self._known[key]
 
     def _measure(self, architecture: str, saving: Saving) -> dict[str, float]:
-        training = self._job.training.model_copy(update=saving.model_dump())
+        training = self._job.training.model_copy(update=saving.model_dump(exclude={"window_share"}))
         own = self._job.model_copy(update={"training": training})
         steps = {"plain": steps_of(load_job(QUICK)), "own": steps_of(own, architecture)}
         seconds = in_turns({name: each.step for name, each in steps.items()}, _TIMED_STEPS)

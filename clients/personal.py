@@ -37,12 +37,13 @@ class _Candidates:
 
     Attributes:
         models: by name.
-        best: what the best is judged by, its name, its weights and its architecture as JSON; none: there is no model.
+        best: what the best is judged by, its name, its weights, its architecture as JSON and the job as it is trained
+            here; none: there is no model.
     """
 
     def __init__(self, job: Job, settings: SiteSettings, data: SiteData) -> None:
         self.models: dict[str, PersonalModel] = {}
-        self.best: tuple[float, str, Values, str] | None = None
+        self.best: tuple[float, str, Values, str, Job] | None = None
         self._job = job
         self._settings = settings
         self._data = data
@@ -84,7 +85,7 @@ class _Candidates:
         judged = weighted_mean([(value, validation.cases), (federated, _OTHERS)])
         # the first one wins a tie: simpler models come first
         if self.best is None or (judged is not None and judged > self.best[0]):
-            self.best = (-1.0 if judged is None else judged, name, trainer.all_values(), architecture)
+            self.best = (-1.0 if judged is None else judged, name, trainer.all_values(), architecture, trainer.job)
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
@@ -138,12 +139,14 @@ def make_personal_models(
             validation = _validate(job, data, local.ditto)
             found.add(name, local.ditto, validation, job.training.steps_per_round * federated, text, score)
     assert found.best is not None  # the server asks only for models that there are
-    _, chosen, weights, text = found.best
+    _, chosen, weights, text, trained = found.best
     if settings.output:
         value = found.models[chosen].validation.metrics[job.federation.best_metric]
         metric = None if value is None else (job.federation.best_metric, value)
         number = rounds[SEARCHED if text else MAIN]
-        info = ModelInfo(job, number, metric, software_versions(), (text,) if text else ())
+        # windows that this site's memory holds
+        kept = job.model_copy(update={"evaluation": trained.evaluation})
+        info = ModelInfo(kept, number, metric, software_versions(), (text,) if text else ())
         save_model(settings.output / "model.safetensors", weights, info)
     return PersonalReport(models=found.models, chosen=chosen, seconds=time.monotonic() - started)
 

@@ -28,10 +28,10 @@ from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget, peak_memory
-from fl_app.training.fitting import Fit, is_quick, training_memory
+from fl_app.training.fitting import Fit, fit_windows, is_quick, training_memory
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
-from fl_app.training.trainer import Steps, Trainer
+from fl_app.training.trainer import Steps, Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -167,15 +167,21 @@ class SiteSearch:
         )
 
     def _tried(self, network: Architecture) -> tuple[Architecture, int, bool]:
-        """A network with the memory that training it takes, and whether it is quick enough."""
+        """A network with the memory that training it takes, or predicting if that is above the budget; and whether it
+        is quick enough.
+        """
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
         taken = measured_memory(module, self._job, self._device)
+        if taken <= self._budget:
+            predicting = fit_windows(module, self._job, self._device, self._budget)[1]
+            taken = taken if predicting <= self._budget else predicting
         return network, taken, is_quick(module, self._job, self._device, self._longest)
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:
         """A trainer of the site's own network and of what all sites have; what no other site holds stays here."""
-        whole, part = (self._job, architecture), (self._job, consensus)
-        trainer = found_trainer(self._site, self._data, self._device, whole, own, part)
+        network = ready_network(self._job, self._device, architecture)
+        job, _ = fit_windows(network, self._job, self._device, self._budget)
+        trainer = found_trainer(self._site, self._data, self._device, (job, architecture), own, (job, consensus))
         local = self._local_values()
         trainer.load({name: local[name] for name in trainer.local_values() if name in local})
         return trainer

@@ -14,7 +14,9 @@ from fl_app.errors import ConfigError, FederationError
 from fl_app.model_file import load_model
 from fl_app.networks import build_network
 from fl_app.networks.space.supernet import DiscreteNetwork
+from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.training.cost import prediction_memory
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.fitting import fit_training, training_memory
@@ -96,9 +98,29 @@ def test_the_quickest_way_that_fits_is_taken(network):
     least = fit_training(asked, CPU, 0)
     assert not least.fits and least.saving.recompute and 0 < least.memory_bytes < plain
     again = fit_training(asked, CPU, least.memory_bytes)
-    assert again.fits and again.saving == least.saving
+    assert again.fits and again.saving.model_copy(update={"window_share": 1.0}) == least.saving
     thrifty = fit_training(asked, CPU, plain - 1)
     assert thrifty.fits and thrifty.saving.recompute and least.memory_bytes <= thrifty.memory_bytes < plain
+
+
+def predicting(fit):
+    at_once = fit.job.evaluation.windows_at_once
+    return prediction_memory(fit.network, fit.job.window, 1, CPU, "fp32", keep_weights=at_once > 1)
+
+
+def test_windows_in_prediction_are_as_large_as_the_budget_holds():
+    asked = job({"name": "unet", "channels": (8, 16)}, precision="fp32")
+    plain, least = fit_training(asked, CPU, 2**30), fit_training(asked, CPU, 0)
+    assert plain.job.window == PATCH and predicting(plain) > least.memory_bytes
+    sides = []
+    for budget in sorted({least.memory_bytes, (least.memory_bytes + predicting(plain)) // 2, predicting(plain)}):
+        fit = fit_training(asked, CPU, budget)
+        assert fit.fits and fit.memory_bytes <= budget and predicting(fit) <= budget
+        sides.append(fit.job.window[0])
+    assert sides == sorted(sides) and sides[0] < sides[-1] == PATCH[0]
+    assert f"windows of {fit_training(asked, CPU, least.memory_bytes).saving.window_share:.0%}" in (
+        fit_training(asked, CPU, least.memory_bytes).words
+    )
 
 
 def test_patches_are_no_smaller_than_the_job_allows():
@@ -177,6 +199,7 @@ def test_batch_normalisation_counts_each_batch_once():
         ("network: {name: vnet}\ntraining: {recompute: true}", "count each batch twice"),
         ("network: {name: unetr}\ntraining: {patch_share: 0.5}", "patch_share nearer to 1"),
         ("data: {patch_voxels: [16, 16, 32]}\ntraining: {patch_share: 0.5}", "patch_share nearer to 1"),
+        ("network: {name: unetr}\nevaluation: {window_share: 0.5}", "window_share nearer to 1"),
         ("training: {patch_share: 0.1}", "patch_share"),
         ("training: {patch_share: 1.5}", "patch_share"),
         ("training: {least_patch_share: 0}", "least_patch_share"),
@@ -318,6 +341,9 @@ def test_a_site_with_less_memory_trains_on_smaller_patches(data, asked, tmp_path
     result = rehearse(job, settings(data, tmp_path, {"site-1": budget, "site-2": 100.0}), tmp_path / "out")
     assert result.status == "finished" and len(result.rounds) == 2
     assert result.sites["site-1"].saving.patch_share < 1 == result.sites["site-2"].saving.patch_share
+    for site in result.sites:
+        predictor = Predictor(tmp_path / site / "model.safetensors", CPU)
+        assert predictor.job.evaluation.window_share == result.sites[site].saving.window_share
 
 
 @pytest.mark.parametrize("bits", [32, 8])

@@ -47,6 +47,8 @@ class Job(Settings):
                 raise mistake("network.channels that do not shrink from level to level for search.strategy width")
         if self.training.patch_share < 1 and not self.trains_on(self.training_patch):
             raise mistake(f"training.patch_share nearer to 1 than gives patches of {list(self.training_patch)} voxels")
+        if self.evaluation.window_share < 1 and not self.trains_on(self.window):
+            raise mistake(f"evaluation.window_share nearer to 1 than gives windows of {list(self.window)} voxels")
         if self.training.recompute and self.network.normalisation == "batch":
             raise mistake("training.recompute: false with batch normalisation, which would count each batch twice")
         return self
@@ -54,19 +56,27 @@ class Job(Settings):
     @property
     def training_patch(self) -> tuple[int, int, int]:
         """Voxels of a training patch: ``training.patch_share`` of ``data.patch_voxels``, in the network's multiples."""
-        patch = self.data.patch_voxels
-        multiples = self.network.patch_multiples(patch, self.data.spacing_mm)
-        x, y, z = (
-            max(multiple, int(side * self.training.patch_share / multiple) * multiple)
-            for side, multiple in zip(patch, multiples, strict=True)
-        )
-        return x, y, z
+        return self._part_of_patch(self.training.patch_share)
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Voxels of a window in prediction: ``evaluation.window_share`` of ``data.patch_voxels`` likewise."""
+        return self._part_of_patch(self.evaluation.window_share)
 
     def trains_on(self, patch: Sequence[int]) -> bool:
-        """Whether the networks of the job can be trained on patches smaller than ``data.patch_voxels``."""
+        """Whether the networks of the job take patches or windows smaller than ``data.patch_voxels``."""
         if self.network.name == "unetr":  # it has learned a place for each voxel
             return False
         if self.search.of_cells and any(size % self.search.space.patch_multiple for size in patch):
             return False
         # dynunet is planned from data.patch_voxels, whose multiples these are
         return self.network.name == "dynunet" or not self.network.patch_problem(patch, self.data.spacing_mm)
+
+    def _part_of_patch(self, share: float) -> tuple[int, int, int]:
+        patch = self.data.patch_voxels
+        multiples = self.network.patch_multiples(patch, self.data.spacing_mm)
+        x, y, z = (
+            max(multiple, int(side * share / multiple) * multiple)
+            for side, multiple in zip(patch, multiples, strict=True)
+        )
+        return x, y, z

@@ -102,6 +102,16 @@ class EvaluationSettings(Settings):
         0.25,
         description="share by which neighbouring windows overlap; their predictions blend with Gaussian weights",
     )
+    windows_at_once: Positive = Field(
+        4,
+        description="windows that a GPU predicts at one time; a CPU takes one. A site whose memory budget holds no "
+        "more takes one by itself",
+    )
+    window_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
+        1.0,
+        description="sides of a window as a share of data.patch_voxels, in the multiples that the network needs. A "
+        "site whose memory budget holds no such window takes smaller ones by itself",
+    )
     surface_tolerance_mm: Annotated[float, Field(gt=0)] = Field(
         3.0, description="normalised surface distance: a surface point within this many mm counts as right"
     )

@@ -150,7 +150,7 @@ def _inference(info: ModelInfo) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": list(data.patch_voxels),
+            "roi_size": list(info.job.window),
             "sw_batch_size": 1,
             "overlap": info.job.evaluation.overlap,
             "mode": "gaussian",

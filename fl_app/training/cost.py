@@ -107,6 +107,32 @@ def training_memory(
     return Memory(parameters, gradient_bytes, state_bytes, sum(kept.values()), peak)
 
 
+@torch.no_grad()
+def prediction_memory(
+    network: nn.Module, patch: Sequence[int], windows: int, device: torch.device, precision: Name, keep_weights: bool
+) -> int:
+    """The most bytes that predicting windows holds at one time, the weights among them; the volume is not.
+
+    Args:
+        network: as for `training_memory`; it stays as it is.
+        patch: voxels of a window along each axis.
+        windows: how many at one time.
+        device: where it computes.
+        precision: what it computes in.
+        keep_weights: whether weights are kept in the lower precision.
+    """
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    ready = adapt_layers(copy.deepcopy(network)).to(device).eval()
+    images = torch.rand(windows, 1, *patch, device=device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    live = _LiveBytes([*ready.parameters(), *ready.buffers(), images])
+    with live, MixedPrecision(precision, device).autocast(keep_weights):
+        ready(images).float()
+    return torch.cuda.max_memory_allocated(device) - before if on_gpu else live.peak
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Training steps as they were seen from outside.

@@ -10,8 +10,8 @@ from torch import nn
 from fl_app.config import Job
 from fl_app.messages import Saving
 from fl_app.networks.space.decoding import mebibytes
+from fl_app.training.cost import prediction_memory, window_seconds
 from fl_app.training.cost import training_memory as count_memory
-from fl_app.training.cost import window_seconds
 from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
@@ -36,14 +36,18 @@ _SAVINGS = (
 )
 
 
+_WINDOWS = (1.0, 0.9375, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # shares of the sides
+
+
 @dataclass(frozen=True)
 class Fit:
-    """How a site can train a network.
+    """How a site can train a network, and predict with it.
 
     Attributes:
-        job: the job with what it takes of ``training.recompute``, ``early_update``, ``patch_share``, ``frozen_share``.
+        job: the job with what it takes of ``training.recompute``, ``early_update``, ``patch_share``, ``frozen_share``,
+            and of ``evaluation.windows_at_once``, ``window_share``.
         network: with its initial weights, ready for that.
-        memory_bytes: what it takes.
+        memory_bytes: what training takes; what prediction takes, if that is above the budget.
         fits: whether that is within the budget; if not, this is the least.
     """
 
@@ -61,6 +65,7 @@ class Fit:
             early_update=training.early_update,
             patch_share=training.patch_share,
             frozen_share=training.frozen_share,
+            window_share=self.job.evaluation.window_share,
         )
 
     @property
@@ -87,6 +92,9 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
             torch.cuda.empty_cache()
             taken = torch.cuda.get_device_properties(device).total_memory
             return Fit(way, network, taken, False)
+        if taken <= budget:
+            way, predicting = fit_windows(network, way, device, budget)
+            taken = taken if predicting <= budget else predicting
         return Fit(way, network, taken, taken <= budget)
 
     first, *others = ways_to_save(job, architecture)
@@ -97,6 +105,39 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     if not least.fits:
         return least
     return next((better for way in others[:-1] if (better := tried(way)).fits), least)
+
+
+def fit_windows(network: nn.Module, job: Job, device: torch.device, budget: float) -> tuple[Job, int]:
+    """The job with the largest windows that a budget holds in prediction, else with the smallest; and what they take.
+
+    Args:
+        network: as it is trained.
+        job: as the site trains it.
+        device: where to predict.
+        budget: bytes.
+    """
+    asked = job.evaluation
+    tried = [(asked.windows_at_once, asked.window_share)]
+    tried += [(1, share) for share in _WINDOWS if share <= asked.window_share]
+    for at_once, share in tried:
+        evaluation = asked.model_copy(update={"windows_at_once": at_once, "window_share": share})
+        smaller = job.model_copy(update={"evaluation": evaluation})
+        if share == asked.window_share or smaller.trains_on(smaller.window):
+            way, taken = smaller, _predicting(network, smaller, device)
+            if taken <= budget:
+                break
+    return way, taken
+
+
+def _predicting(network: nn.Module, job: Job, device: torch.device) -> int:
+    at_once = job.evaluation.windows_at_once
+    windows = at_once if device.type == "cuda" else 1
+    precision = choose_precision(job.training.precision, device)
+    try:
+        return prediction_memory(network, job.window, windows, device, precision, keep_weights=at_once > 1)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def too_large(fit: Fit, budget: float) -> str:

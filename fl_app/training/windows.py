@@ -32,12 +32,14 @@ class Windows:
     Args:
         shape: of the prepared image, x y z.
         axis: along which rows follow each other: 0, 1 or 2.
-        job: patch size and overlap.
+        job: size of the windows, how many at one time, and overlap. Where a GPU takes one by one the sums are in the
+            machine's memory.
     """
 
     def __init__(self, shape: Triple, axis: int, job: Job) -> None:
         self.axis = axis
-        self.patch = job.data.patch_voxels
+        self.patch = job.window
+        self._at_once = job.evaluation.windows_at_once
         # an image smaller than a window lies in its middle, in air
         self._padded = [max(size, side) for size, side in zip(shape, self.patch, strict=True)]
         self._before = [(whole - size) // 2 for whole, size in zip(self._padded, shape, strict=True)]
@@ -90,7 +92,9 @@ class Windows:
             tile: what is wanted of the image.
             advance: told how many windows were done.
         """
-        device, axis = precision.device, self.axis
+        on_gpu, axis = precision.device.type == "cuda", self.axis
+        spared = self._at_once == 1  # memory is scarce
+        device = torch.device("cpu") if spared else precision.device  # of the sums
         weights = compute_importance_map(self.patch, mode="gaussian", device=device, dtype=torch.float32)
         wanted = self._inside(tile)
         windows = self._reaching(wanted)
@@ -104,21 +108,21 @@ class Windows:
         reach = [slice(min(w[each].start for w in windows), max(w[each].stop for w in windows)) for each in range(3)]
         for start, following, row in zip(starts, [*starts[1:], wanted[axis].stop], rows, strict=True):
             reach[axis] = slice(start, start + held[axis])
-            image = self._read_padded(read, reach).to(device, torch.float32)
+            image = self._read_padded(read, reach).to(precision.device, torch.float32)
             inputs = [image[(slice(None), *_shifted(window, reach))] for window in row]
             filled = [_holds_something(each) for each in inputs]
             full, blank = ([at for at, found in enumerate(filled) if found is kind] for kind in (True, False))
             # one context for the row: the weights are converted once
-            with precision.autocast():
-                for batch in _batches(full, 4 if device.type == "cuda" else 1):
-                    logits = _mirrored(network, torch.stack([inputs[place] for place in batch]), mirrored)
+            with precision.autocast(keep_weights=not spared):
+                for batch in _batches(full, self._at_once if on_gpu else 1):
+                    logits = _mirrored(network, torch.stack([inputs[place] for place in batch]), mirrored).to(device)
                     for place, values in zip(batch, logits, strict=True):
                         box, part = _overlap(row[place], wanted, axis)
                         sums[box].addcmul_(values[part], weights[part[1:]])
                     advance(len(batch))
                 for place in blank:
                     if empty is None:
-                        empty = _mirrored(network, inputs[place][None], mirrored)[0] * weights
+                        empty = _mirrored(network, inputs[place][None], mirrored)[0].to(device) * weights
                     box, part = _overlap(row[place], wanted, axis)
                     sums[box] += empty[part]
                 advance(len(blank))
