@@ -103,6 +103,18 @@ def test_the_quickest_way_that_fits_is_taken(network):
     assert thrifty.fits and thrifty.saving.recompute and least.memory_bytes <= thrifty.memory_bytes < plain
 
 
+@pytest.mark.parametrize("settings", [{"federation": {"algorithm": "fedprox"}}, {"personal": {"ditto": 0.1}}])
+@pytest.mark.parametrize("early", [False, True])
+def test_what_weights_are_pulled_to_takes_memory_too(settings, early):
+    plain = job({"name": "unet", "channels": (16, 64)}, precision="fp32", early_update=early)
+    pulling = Job.model_validate(plain.model_dump() | settings)
+    network = ready_network(plain, CPU)
+    weights = sum(each.numel() * 4 for each in network.parameters())
+    more = training_memory(network, pulling, CPU) - training_memory(network, plain, CPU)
+    # those, each one's distance while the loss is computed, and the square of one at a time
+    assert 1.5 * weights <= more <= 3 * weights
+
+
 def predicting(fit):
     at_once = fit.job.evaluation.windows_at_once
     return prediction_memory(fit.network, fit.job.window, 1, CPU, "fp32", keep_weights=at_once > 1)

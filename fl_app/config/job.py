@@ -63,6 +63,11 @@ class Job(Settings):
         """Voxels of a window in prediction: ``evaluation.window_share`` of ``data.patch_voxels`` likewise."""
         return self._part_of_patch(self.evaluation.window_share)
 
+    @property
+    def pulls(self) -> bool:
+        """Whether some training holds other weights, to which it pulls its own (FedProx, Ditto)."""
+        return self.federation.algorithm == "fedprox" or bool(self.personal.ditto)
+
     def trains_on(self, patch: Sequence[int]) -> bool:
         """Whether the networks of the job take patches or windows smaller than ``data.patch_voxels``."""
         if self.network.name == "unetr":  # it has learned a place for each voxel

@@ -25,7 +25,8 @@ from fl_app.networks.space.decoding import Scores, decode
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.supernet import Supernet
 from fl_app.networks.space.topology import edges_of, fixed_edges
-from fl_app.training.trainer import Pairs, Steps, Trainer
+from fl_app.training.step import Pairs
+from fl_app.training.trainer import Steps, Trainer
 
 # how far a logit can move over the search: from p = 0.5 to 0.99
 _REACH = 5.0

@@ -28,13 +28,15 @@ def memory_model(job: Job, space: SearchSpace, device: torch.device) -> MemoryMo
     """What training takes by calculation alone, for a job on a kind of device."""
     training = job.training
     precision, momenta = choose_precision(training.precision, device), 2 if training.optimizer.startswith("adam") else 1
+    copies = 2 + momenta if _keeps_gradients(job, device) else 1 + momenta / 2
     return MemoryModel(
         space,
         organs=len(job.data.labels),
         patch=job.training_patch,
         batch=training.batch_size,
         value_bytes=4 if precision == "fp32" else 2,
-        weight_copies=2 + momenta if _keeps_gradients(job, device) else 1 + momenta / 2,
+        # those that weights are pulled to, and the distances
+        weight_copies=copies + 2 * job.pulls,
         recompute=training.recompute,
     )
 

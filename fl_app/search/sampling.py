@@ -26,7 +26,8 @@ from fl_app.training.objectives import build_optimizer
 from fl_app.training.parallel import Pull
 from fl_app.training.randomness import start_stream
 from fl_app.training.recompute import recompute
-from fl_app.training.trainer import Pairs, Steps, Trainer
+from fl_app.training.step import Pairs
+from fl_app.training.trainer import Steps, Trainer
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fl_app.training.freezing import lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name
+from fl_app.training.step import Pairs, take_step
 
 _WINDOWS = 5  # that are timed
 
@@ -67,6 +68,7 @@ def training_memory(
     device: torch.device,
     precision: Name,
     settings: TrainingSettings | None = None,
+    pulled: bool = False,
 ) -> Memory:
     """Count the memory of a training step by taking two of them with a copy of the network on random patches.
 
@@ -77,10 +79,11 @@ def training_memory(
         device: where to take the steps.
         precision: what they compute in.
         settings: names the loss and the optimiser; none: the defaults.
+        pulled: whether the weights are pulled to others (FedProx, Ditto), which are then held, too.
     """
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
-    rehearsal = RandomSteps(copy.deepcopy(network), patch, batch_size, device, precision, settings)
+    rehearsal = RandomSteps(copy.deepcopy(network), patch, batch_size, device, precision, settings, pulled)
     rehearsal.step()  # from now on there are gradients and an optimiser state
     own = [*rehearsal.network.parameters(), *rehearsal.network.buffers()]
     gradients = [each.grad for each in rehearsal.network.parameters() if each.grad is not None]
@@ -95,7 +98,7 @@ def training_memory(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    live = _LiveBytes([*own, *gradients, *state, rehearsal.images])
+    live = _LiveBytes([*own, *gradients, *state, rehearsal.images, *(start for _, start in rehearsal.reference)])
     del gradients, state
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), live:
         rehearsal.step()
@@ -208,9 +211,11 @@ class RandomSteps:
         device: where to take the steps.
         precision: what they compute in.
         settings: names the loss and the optimiser; none: the defaults.
+        pulled: whether the weights are pulled to others, as FedProx and Ditto do.
 
     Attributes:
         loss: of logits against labels.
+        reference: the weights that are trained, and what they are pulled to.
     """
 
     def __init__(
@@ -221,6 +226,7 @@ class RandomSteps:
         device: torch.device,
         precision: Name,
         settings: TrainingSettings | None,
+        pulled: bool = False,
     ) -> None:
         settings = settings or TrainingSettings()
         self.network = adapt_layers(network).to(device).train()
@@ -231,20 +237,25 @@ class RandomSteps:
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
         self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
         self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)
-        self._clip = settings.gradient_clip
-        self._early, self._recompute = settings.early_update, settings.recompute
-        self._count = settings.accumulate
+        self._settings = settings
+        trained = [each for each in self.network.parameters() if each.requires_grad and pulled]
+        self.reference: Pairs = [(each, each.detach().clone()) for each in trained]
 
     def step(self) -> None:
         """Forward and backward as often as a step takes batches, and a step of the optimiser."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self._count - 1):
-            self._precision.backward(self.loss(self._logits(), self._labels))
-        loss = self.loss(self._logits(), self._labels)
-        self._precision.step(loss, self.network, self.optimizer, self._clip, self._early)
+        take_step(
+            self.network,
+            self.optimizer,
+            self._precision,
+            self._settings,
+            lambda: self.loss(self._logits(), self._labels),
+            1.0,
+            self.reference,
+            self._settings.early_update,
+        )
 
     def _logits(self) -> torch.Tensor:
-        with self._precision.autocast(keep_weights=not self._recompute):
+        with self._precision.autocast(keep_weights=not self._settings.recompute):
             logits: torch.Tensor = self.network(self.images)
         return logits
 

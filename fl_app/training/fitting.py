@@ -167,6 +167,7 @@ def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
         device,
         choose_precision(job.training.precision, device),
         job.training,
+        job.pulls,
     ).peak
 
 

@@ -29,9 +29,8 @@ from fl_app.training.parallel import Alone, Pull
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import make_deterministic, start_stream
 from fl_app.training.recompute import recompute
+from fl_app.training.step import Pairs, take_step
 from fl_app.training.trial import Way, usual_way
-
-Pairs = list[tuple[nn.Parameter, torch.Tensor]]  # each parameter, and the value that it is pulled to
 
 
 @dataclass(frozen=True)
@@ -197,26 +196,20 @@ class Trainer:
 
     def _step(self, progress: float, chance: np.random.Generator, strength: float, reference: Pairs) -> torch.Tensor:
         """One optimiser step when ``progress`` (0 to 1) of the training is done; the loss."""
-        settings = self.job.training
+        settings, batch = self.job.training, self.job.training.batch_size
         rate = learning_rate(settings, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        batch, count = settings.batch_size, settings.accumulate
-        mean = torch.zeros((), device=self.device)
-        self._optimizer.zero_grad(set_to_none=True)
-        for number in range(count):
+
+        def batch_loss() -> torch.Tensor:
             images, labels = self._sampler.draw(batch, chance, self.team.share(batch))
             images, labels = self.precision.ready(images), labels.to(self.device)
-            # no name holds the logits: the backward pass frees them when the loss is done with them
-            loss = self.team.loss(self._loss, self._logits(images), labels, batch) / count
-            mean += loss.detach()
-            if number == 0:
-                loss = loss + _distance(strength, reference)
-            if number + 1 < count:
-                self.precision.backward(loss)
+            return self.team.loss(self._loss, self._logits(images), labels, batch)
+
         early = settings.early_update and self.team.size == 1
-        self.precision.step(loss, self.network, self._optimizer, settings.gradient_clip, early)
-        return mean
+        return take_step(
+            self.network, self._optimizer, self.precision, settings, batch_loss, strength, reference, early
+        )
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         with self.precision.autocast(keep_weights=not self.job.training.recompute):
@@ -243,10 +236,3 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     """A copy on the CPU; fractions in fp32, in which they travel and are kept."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
     return value.detach().to("cpu", kind, copy=True).contiguous()
-
-
-def _distance(strength: float, pairs: Pairs) -> torch.Tensor | float:
-    """Mu / 2 * |w - w_0|^2 (FedProx: Li et al., MLSys 2020, eq. 2)."""
-    if not pairs:
-        return 0.0
-    return strength / 2 * torch.stack([((parameter - start) ** 2).sum() for parameter, start in pairs]).sum()

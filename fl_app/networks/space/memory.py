@@ -33,7 +33,7 @@ class MemoryModel:
         value_bytes: of a kept value; 2 in mixed precision, 4 in fp32.
         weight_copies: values in fp32 held for each weight: itself, its gradient and the optimiser's (SGD with
             momentum, Novograd 1; Adam 2); if weights are updated one by one without a gradient, and with momentum in
-            16 bits.
+            16 bits. And what it is pulled to, if it is.
         recompute: whether activations are computed again in the backward pass (`fl_app.training.recompute`).
         scale: fitted at a site; 1 before.
         offset: bytes, fitted at a site; 0 before.
