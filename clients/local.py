@@ -54,6 +54,8 @@ class LocalNetwork:
         self.incoming = Incoming(bits, trainer.shared_values())
         self._rounding = Rounding(bits) if bits < 32 else None
         self._state = SiteState(state, self._rounding)
+        if ditto:
+            ditto.rest()
         self._ditto_state = SiteState(state / "ditto" if state else None)
         self._ditto_begun = False
         self._scored: Validation | None = None  # of the network as it stands
@@ -86,7 +88,10 @@ class LocalNetwork:
         self._state.keep(self.trainer, number, best)
         if self.ditto:
             pull = (self._job.personal.ditto, values)
+            self.trainer.rest()
+            self.ditto.wake()
             self.ditto.train(number, steps, self._rounds, pull)
+            self.wake()
             self._ditto_state.keep(self.ditto, number, best)
         _logger.info(f"round {number}: {trained}")
         held = peak_memory(self.trainer.device)
@@ -94,9 +99,22 @@ class LocalNetwork:
         return sent, train_report(number, trained, len(self._data.training), held, received, touched)
 
     def restore_ditto(self, number: int) -> None:
-        """Put the site's own model back to where it was after a round."""
+        """Put the site's own model back to where it was after a round; it is then the one on the device."""
         if self.ditto:
+            self.trainer.rest()
+            self.ditto.wake()
             self.ditto.load(self._ditto_state.local_values(number))
+
+    def rest(self) -> None:
+        """Leave the device to another network."""
+        self.trainer.rest()
+        if self.ditto:
+            self.ditto.rest()
+
+    def wake(self) -> None:
+        """Come back to the device, with the federated model."""
+        self.rest()
+        self.trainer.wake()
 
     def load(self, values: Values, after: int | None = None) -> None:
         """Put the server's values into the network, and the site's own as they were after a round."""

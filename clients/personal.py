@@ -89,7 +89,9 @@ class _Candidates:
 
     def _measure(self, trainer: Trainer) -> int:
         if id(trainer) not in self._memory:
+            trainer.rest()
             self._memory[id(trainer)] = training_memory(trainer.network, trainer.job, trainer.device)
+            trainer.wake()
         return self._memory[id(trainer)]
 
 
@@ -120,6 +122,9 @@ def make_personal_models(
         local = networks[network]
         prefix = f"{network}/"
         shared = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        for each in networks.values():
+            each.rest()
+        local.wake()
         local.load(shared, after=number)
         text, consensus = str(facts["networks"][network]["architecture"]), str(facts["consensus"])
         score = facts["networks"][network]["score"]
@@ -155,11 +160,14 @@ def _add_consensus(
     job: Job, site: str, data: SiteData, found: _Candidates, larger: Trainer, consensus: str, score: float | None
 ) -> None:
     """The network for all, with the weights that the site's larger network trained along."""
+    held = larger.all_values()
+    larger.rest()
     network = ready_network(larger.job, larger.device, consensus)
     trainer = Trainer(larger.job, data.training, larger.device, f"{site} consensus", network)
-    held = larger.all_values()
     trainer.load({name: held[name] for name in trainer.all_values()})
     found.add("consensus", trainer, _validate(job, data, trainer), 0, consensus, score)
+    trainer.rest()
+    larger.wake()
 
 
 def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
@@ -172,6 +180,7 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
     rate = job.training.learning_rate * settings.fine_tuning_rate
     training = local.trainer.job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
     federation = job.federation.model_copy(update={"algorithm": "fedavg"})
+    local.rest()  # what the federation's optimiser remembers takes memory, too
     trainer = Trainer(
         local.trainer.job.model_copy(update={"training": training, "federation": federation}),
         data.training,

@@ -106,6 +106,14 @@ class SiteSearch:
             ),
         )
 
+    def rest(self) -> None:
+        """Leave the device to another network."""
+        (self._gradient or self._trainer).rest()
+
+    def wake(self) -> None:
+        """Come back to the device."""
+        (self._gradient or self._trainer).wake()
+
     def train(self, values: Values, facts: Mapping[str, Any]) -> tuple[Values, TrainReport]:
         """Train some paths within the budget; the differences of what was trained."""
         settings = self._job.search

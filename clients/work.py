@@ -49,7 +49,7 @@ from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
 from fl_app.training.trainer import Trainer, ready_network
-from fl_app.training.trial import quickest_way
+from fl_app.training.trial import quickest_way, usual_way
 
 Values = dict[str, torch.Tensor]
 Facts = Mapping[str, Any]
@@ -88,9 +88,9 @@ class SiteWork:
             TRAIN: self._train,
             VALIDATE: self._validate,
             TEST: self._test,
-            PROPOSE: lambda values, facts: ({}, self._search().propose(facts)),
-            SCORE: lambda values, facts: ({}, self._search().score(values, facts)),
-            DERIVE: lambda values, facts: ({}, self._search().derive(values, facts)),
+            PROPOSE: lambda values, facts: ({}, self._searching().propose(facts)),
+            SCORE: lambda values, facts: ({}, self._searching().score(values, facts)),
+            DERIVE: lambda values, facts: ({}, self._searching().derive(values, facts)),
             PERSONALISE: self._personalise,
         }
 
@@ -137,6 +137,7 @@ class SiteWork:
         self._found: SiteSearch | None = None
         fit = self._fit_main()
         trainer = self._quickest_trainer(fit)
+        trainer.rest()
         search = self._finder().ready(fit) if self._job.search.wanted else None
         restored = None
         if fit.fits:
@@ -179,7 +180,10 @@ class SiteWork:
         patches = -(-self._job.training.batch_size // self._team.size)  # that this process has of a batch
         training = fit.job.training.model_copy(update={"batch_size": patches})
         own_part = fit.job.model_copy(update={"training": training})
-        self._way, tried = quickest_way(own_part, fit.network, self._device, self._settings.cache)
+        # a memory budget is counted in the usual way
+        self._way, tried = usual_way(fit.job, self._device), dict[str, float]()
+        if not self._settings.memory_budget_gib:
+            self._way, tried = quickest_way(own_part, fit.network, self._device, self._settings.cache)
         if tried:
             times = {name: round(seconds, 4) for name, seconds in tried.items()}
             _logger.info(f"training steps in {self._way}: seconds of those tried {times}")
@@ -194,7 +198,7 @@ class SiteWork:
 
     def _train(self, values: Values, facts: Facts) -> tuple[Values, Report]:
         if facts["network"] == SUPERNET:
-            return self._search().train(values, facts)
+            return self._searching().train(values, facts)
         return self._network(facts).train(values, facts)
 
     def _validate(self, values: Values, facts: Facts) -> tuple[Values, ValidationReport]:
@@ -223,11 +227,27 @@ class SiteWork:
     def _network(self, facts: Facts) -> LocalNetwork:
         """The network that a task is about; one that was searched is built when it is first named."""
         name = str(facts["network"])
+        self._leave_device_to(name)
         if name == SEARCHED and name not in self._networks:
             trainer = self._finder().trainer(str(facts["architecture"]), facts["own"], str(facts["consensus"]))
             self._networks[name] = self._local(name, trainer, self._job.search.rounds, str(facts["architecture"]))
             self._networks[name].restore(self._rounds.get(name, 0))
         return self._networks[name]
+
+    def _searching(self) -> SiteSearch:
+        """The search, with its network on the device."""
+        self._leave_device_to(SUPERNET)
+        return self._search()
+
+    def _leave_device_to(self, wanted: str) -> None:
+        """The site's memory budget is for one network: the others rest on the CPU."""
+        for name, network in self._networks.items():
+            if name != wanted:
+                network.rest()
+        if self._found:
+            (self._found.wake if wanted == SUPERNET else self._found.rest)()
+        if wanted in self._networks:
+            self._networks[wanted].wake()
 
     def _local(self, name: str, trainer: Trainer, rounds: int, architecture: str = "") -> LocalNetwork:
         ditto = None

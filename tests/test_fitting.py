@@ -289,6 +289,20 @@ def test_the_momentum_of_weights_updated_one_by_one_survives_a_restart(data, ask
     assert other.holds(early.all_values())
 
 
+def test_a_network_that_rests_keeps_no_gradients_and_goes_on_as_it_was(data, asked):
+    cases = load_site_data(data / "site-1", asked.data, asked.seed, None).training
+    one, other = (Trainer(asked, cases, CPU, "site-1") for _ in range(2))
+    for each in (one, other):
+        each.train(1, 2, 2)
+    assert any(each.grad is not None for each in one.network.parameters())
+    one.rest()
+    assert all(each.grad is None for each in one.network.parameters())
+    one.wake()
+    for each in (one, other):
+        each.train(2, 2, 2)
+    assert one.holds(other.all_values())
+
+
 def test_the_gradient_of_each_weight_is_clipped_if_they_are_updated_one_by_one():
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
     before = copy.deepcopy(network)

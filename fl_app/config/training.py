@@ -85,8 +85,8 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="auto: what is fastest at a site in a short trial (which tries memory layouts for any precision); "
-        "if deterministic, searching, or below 2000 steps: bf16 where the device computes it fast, else fp16 on GPU "
-        "and fp32 on CPU; fp16 scales gradients and needs a GPU; fp32: mixed precision off",
+        "if deterministic, searching, below 2000 steps or with a memory budget: bf16 where the device computes it "
+        "fast, else fp16 on GPU and fp32 on CPU; fp16 scales gradients and needs a GPU; fp32: mixed precision off",
     )
     gradient_clip: Annotated[float, Field(ge=0)] = Field(12.0, description="largest norm of the gradient; 0: no limit")
     deterministic: bool = Field(

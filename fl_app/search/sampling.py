@@ -22,7 +22,7 @@ from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet
 from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore
-from fl_app.training.objectives import build_optimizer
+from fl_app.training.objectives import build_optimizer, moved_state
 from fl_app.training.parallel import Pull
 from fl_app.training.randomness import start_stream
 from fl_app.training.recompute import recompute
@@ -194,19 +194,11 @@ class SupernetTrainer(Trainer):
         self._optimizer = build_optimizer(self.job.training, self.network)
         for name, parameter in self.network.named_parameters():
             if name in self._states:
-                self._optimizer.state[parameter] = _moved(self._states[name], self.device)
+                self._optimizer.state[parameter] = moved_state(self._states[name], self.device)
 
     def _put_back(self) -> None:
         """Bring what the device holds back to the supernet."""
         for name, parameter in self.network.named_parameters():
             self.values[name].copy_(parameter.detach())
             if parameter in self._optimizer.state:
-                self._states[name] = _moved(self._optimizer.state[parameter], torch.device("cpu"))
-
-
-def _moved(state: Mapping[str, object], device: torch.device) -> dict[str, object]:
-    """An optimiser's state of one parameter on a device; scalars stay where they are, as Adam wants it."""
-    return {
-        name: value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value
-        for name, value in state.items()
-    }
+                self._states[name] = moved_state(self._optimizer.state[parameter], torch.device("cpu"))

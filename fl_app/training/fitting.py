@@ -85,7 +85,7 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     """
 
     def tried(way: Job) -> Fit:
-        network = ready_network(way, device, architecture)
+        network = ready_network(way, device, architecture).cpu()  # a copy of it is tried on the device
         try:
             taken = training_memory(network, way, device)
         except torch.OutOfMemoryError:
@@ -161,7 +161,7 @@ def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
     On a GPU what torch allocates; on a CPU all tensors, without the work space of operators.
     """
     return count_memory(
-        network.to(device),
+        network,
         job.training_patch,
         job.training.batch_size,
         device,

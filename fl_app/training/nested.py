@@ -25,6 +25,7 @@ class NestedTrainer(Trainer):
     def __init__(self, whole: Trainer, part: Trainer, share: float) -> None:
         self.__dict__.update(whole.__dict__)  # its network, its cases: to others this trainer is that one
         self._whole, self._part, self._share = whole, part, share
+        part.rest()
 
     def train(self, round_number: int, steps: int, rounds: int, pull: Pull | None = None) -> Steps:
         """See `Trainer.train`; the steps of both count."""
@@ -32,7 +33,11 @@ class NestedTrainer(Trainer):
         for each in (self._part, self._whole):
             each.after_step, each.team = self.after_step, self.team
         self._part.load(self.all_values())
+        self._whole.rest()
+        self._part.wake()
         first = self._part.train(round_number, few, rounds, pull)
+        self._part.rest()
+        self._whole.wake()
         self.load(self._part.all_values())
         second = self._whole.train(round_number, steps - few, rounds, pull)
         losses = [done.loss * done.steps for done in (first, second) if done.steps]

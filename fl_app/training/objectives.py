@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,3 +70,11 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
     if settings.schedule == "polynomial":
         return float(settings.learning_rate * (1 - progress) ** 0.9)
     return settings.learning_rate
+
+
+def moved_state(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """An optimiser's state of one parameter on a device; scalars stay where they are, as Adam wants it."""
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in state.items()
+    }

@@ -24,7 +24,7 @@ from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore
-from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
+from fl_app.training.objectives import build_loss, build_optimizer, learning_rate, moved_state
 from fl_app.training.parallel import Alone, Pull
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import make_deterministic, start_stream
@@ -145,6 +145,15 @@ class Trainer:
         """Put back what `optimizer_state` gave."""
         self._optimizer.load_state_dict(state)
 
+    def rest(self) -> None:
+        """Leave the device to another network, since a site's memory budget is for one."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._move(torch.device("cpu"))
+
+    def wake(self) -> None:
+        """Come back to the device."""
+        self._move(self.device)
+
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
         """Put values into the network; what is not named stays."""
         self.network.load_state_dict(dict(values), strict=False)
@@ -210,6 +219,11 @@ class Trainer:
         return take_step(
             self.network, self._optimizer, self.precision, settings, batch_loss, strength, reference, early
         )
+
+    def _move(self, device: torch.device) -> None:
+        self.network.to(device)
+        states = self._optimizer.state
+        states.update({weight: moved_state(state, device) for weight, state in states.items()})
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         with self.precision.autocast(keep_weights=not self.job.training.recompute):
