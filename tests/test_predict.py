@@ -144,15 +144,17 @@ def by_monai(network, image, job):
     """The plain way: probabilities, with sums that span the whole volume."""
     with torch.no_grad():
         logits = sliding_window_inference(
-            image[None].float(), job.data.patch_voxels, 1, network, job.evaluation.overlap, "gaussian"
+            image[None].float(), job.window, 1, network, job.evaluation.overlap, "gaussian"
         )
     return logits[0].softmax(0)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(20, 33, 41), (10, 9, 5), (16, 16, 8), (40, 16, 7)])
-def test_windows_blend_as_in_monai(axis, shape):
-    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group"))
+@pytest.mark.parametrize("evaluation", ["", "evaluation: {windows_at_once: 1, window_share: 0.5}\n"])
+def test_windows_blend_as_in_monai(axis, shape, evaluation):
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group") + evaluation)
+    assert job.window == ((8, 8, 4) if evaluation else (16, 16, 8))
     network = ready_network(job, CPU).eval()
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     expected = by_monai(network, image, job)

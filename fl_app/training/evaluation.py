@@ -17,11 +17,11 @@ from fl_app.training.windows import Windows
 
 
 def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedPrecision) -> torch.Tensor:
-    """Probabilities (1 + organs, x, y, z) float32 on the device, for a prepared image (1, x, y, z)."""
+    """Probabilities (1 + organs, x, y, z) float32 for a prepared image (1, x, y, z), where the windows' sums are."""
     network.eval()
     x, y, z = image.shape[1:]
     windows, whole = Windows((x, y, z), 2, job), (slice(0, x), slice(0, y), slice(0, z))
-    found = torch.empty(1 + len(job.data.labels), x, y, z, device=precision.device)
+    found = torch.empty(1 + len(job.data.labels), x, y, z, device=windows.sums_on(precision))
     for start, planes in windows.predict(network, (), lambda box: image[(slice(None), *box)], precision, whole):
         found[..., start : start + planes.shape[3]] = planes
     return found

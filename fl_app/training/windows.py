@@ -72,6 +72,10 @@ class Windows:
         """How many windows reach into a tile."""
         return len(self._reaching(self._inside(tile)))
 
+    def sums_on(self, precision: MixedPrecision) -> torch.device:
+        """Where the windows' sums are: in the machine's memory where that of the device is scarce."""
+        return torch.device("cpu") if self._at_once == 1 else precision.device
+
     @torch.no_grad()
     def predict(
         self,
@@ -92,9 +96,8 @@ class Windows:
             tile: what is wanted of the image.
             advance: told how many windows were done.
         """
-        on_gpu, axis = precision.device.type == "cuda", self.axis
-        spared = self._at_once == 1  # memory is scarce
-        device = torch.device("cpu") if spared else precision.device  # of the sums
+        axis, device = self.axis, self.sums_on(precision)
+        at_once = self._at_once if precision.device.type == "cuda" else 1
         weights = compute_importance_map(self.patch, mode="gaussian", device=device, dtype=torch.float32)
         wanted = self._inside(tile)
         windows = self._reaching(wanted)
@@ -113,8 +116,8 @@ class Windows:
             filled = [_holds_something(each) for each in inputs]
             full, blank = ([at for at, found in enumerate(filled) if found is kind] for kind in (True, False))
             # one context for the row: the weights are converted once
-            with precision.autocast(keep_weights=not spared):
-                for batch in _batches(full, self._at_once if on_gpu else 1):
+            with precision.autocast(keep_weights=self._at_once > 1):
+                for batch in _batches(full, at_once):
                     logits = _mirrored(network, torch.stack([inputs[place] for place in batch]), mirrored).to(device)
                     for place, values in zip(batch, logits, strict=True):
                         box, part = _overlap(row[place], wanted, axis)
