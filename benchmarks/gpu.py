@@ -22,10 +22,11 @@ import torch
 from benchmarks.timing import machine
 from fl_app.config import Job
 from fl_app.networks import build_network
-from fl_app.training.cost import RandomSteps, forward_flops
+from fl_app.training.cost import forward_flops
 from fl_app.training.evaluation import predict
 from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision, Name
+from fl_app.training.step import RandomSteps
 from fl_app.training.trial import Way, timed
 
 SECONDS = 420  # no row is begun after this long

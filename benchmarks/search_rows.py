@@ -135,7 +135,7 @@ class Costs:
         return self._known[key]
 
     def _measure(self, architecture: str, saving: Saving) -> dict[str, float]:
-        training = self._job.training.model_copy(update=saving.model_dump(exclude={"window_share"}))
+        training = self._job.training.model_copy(update=saving.model_dump(exclude={"window_voxels"}))
         own = self._job.model_copy(update={"training": training})
         steps = {"plain": steps_of(load_job(QUICK)), "own": steps_of(own, architecture)}
         seconds = in_turns({name: each.step for name, each in steps.items()}, _TIMED_STEPS)

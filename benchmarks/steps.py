@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from fl_app.config import Job
-from fl_app.training.cost import RandomSteps
 from fl_app.training.precision import choose_precision
+from fl_app.training.step import RandomSteps
 from fl_app.training.trainer import ready_network
 
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.timing import machine
 from fl_app.config import Job
-from fl_app.training.cost import RandomSteps
 from fl_app.training.device import choose_device
 from fl_app.training.precision import Name
+from fl_app.training.step import RandomSteps
 from fl_app.training.trainer import ready_network
 from fl_app.training.trial import Way, quickest_way, timed
 

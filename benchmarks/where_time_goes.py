@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.steps import QUICK
 from fl_app.config_file import load_job
-from fl_app.training.cost import RandomSteps
+from fl_app.training.step import RandomSteps
 from fl_app.training.trainer import ready_network
 from fl_app.training.trial import Way, usual_way
 

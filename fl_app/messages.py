@@ -81,8 +81,8 @@ class Saving(Report):
     )
     early_update: bool = Field(False, description="it updates each weight when its gradient is known, and keeps none")
     frozen_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="part of the weights that it leaves")
-    window_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
-        1.0, description="sides of its windows in prediction, as a share of data.patch_voxels"
+    window_voxels: tuple[int, int, int] | None = Field(
+        None, description="its windows in prediction; none: of data.patch_voxels"
     )
 
     @property
@@ -95,8 +95,8 @@ class Saving(Report):
             parts.append(f"patches of {self.patch_share:.0%} of the sides")
         if self.frozen_share:
             parts.append(f"{self.frozen_share:.0%} of the weights left to other sites")
-        if self.window_share < 1:
-            parts.append(f"windows of {self.window_share:.0%} of the sides in prediction")
+        if self.window_voxels:
+            parts.append(f"windows of {' x '.join(map(str, self.window_voxels))} voxels in prediction")
         return ", ".join(parts)
 
 

@@ -1,6 +1,7 @@
 """Training in less memory: computing activations again, smaller patches, and a federation of sites that need them."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_the_quickest_way_that_fits_is_taken(network):
     least = fit_training(asked, CPU, 0)
     assert not least.fits and least.saving.recompute and 0 < least.memory_bytes < plain
     again = fit_training(asked, CPU, least.memory_bytes)
-    assert again.fits and again.saving.model_copy(update={"window_share": 1.0}) == least.saving
+    assert again.fits and again.saving.model_copy(update={"window_voxels": None}) == least.saving
     thrifty = fit_training(asked, CPU, plain - 1)
     assert thrifty.fits and thrifty.saving.recompute and least.memory_bytes <= thrifty.memory_bytes < plain
 
@@ -124,15 +125,15 @@ def test_windows_in_prediction_are_as_large_as_the_budget_holds():
     asked = job({"name": "unet", "channels": (8, 16)}, precision="fp32")
     plain, least = fit_training(asked, CPU, 2**30), fit_training(asked, CPU, 0)
     assert plain.job.window == PATCH and predicting(plain) > least.memory_bytes
-    sides = []
+    windows = []
     for budget in sorted({least.memory_bytes, (least.memory_bytes + predicting(plain)) // 2, predicting(plain)}):
         fit = fit_training(asked, CPU, budget)
         assert fit.fits and fit.memory_bytes <= budget and predicting(fit) <= budget
-        sides.append(fit.job.window[0])
-    assert sides == sorted(sides) and sides[0] < sides[-1] == PATCH[0]
-    assert f"windows of {fit_training(asked, CPU, least.memory_bytes).saving.window_share:.0%}" in (
-        fit_training(asked, CPU, least.memory_bytes).words
-    )
+        windows.append(fit.job.window)
+    voxels = [math.prod(window) for window in windows]
+    assert voxels == sorted(voxels) and voxels[0] < voxels[-1] == math.prod(PATCH)
+    words = fit_training(asked, CPU, least.memory_bytes).words
+    assert f"windows of {windows[0][0]} x " in words and words.endswith(" voxels in prediction")
 
 
 def test_patches_are_no_smaller_than_the_job_allows():
@@ -211,7 +212,9 @@ def test_batch_normalisation_counts_each_batch_once():
         ("network: {name: vnet}\ntraining: {recompute: true}", "count each batch twice"),
         ("network: {name: unetr}\ntraining: {patch_share: 0.5}", "patch_share nearer to 1"),
         ("data: {patch_voxels: [16, 16, 32]}\ntraining: {patch_share: 0.5}", "patch_share nearer to 1"),
-        ("network: {name: unetr}\nevaluation: {window_share: 0.5}", "window_share nearer to 1"),
+        ("network: {name: unetr}\nevaluation: {window_voxels: [64, 64, 64]}", "window_voxels of at most"),
+        ("evaluation: {window_voxels: [96, 96, 100]}", "window_voxels of at most"),
+        ("evaluation: {window_voxels: [96, 96, 112]}", "window_voxels of at most"),
         ("training: {patch_share: 0.1}", "patch_share"),
         ("training: {patch_share: 1.5}", "patch_share"),
         ("training: {least_patch_share: 0}", "least_patch_share"),
@@ -369,7 +372,7 @@ def test_a_site_with_less_memory_trains_on_smaller_patches(data, asked, tmp_path
     assert result.sites["site-1"].saving.patch_share < 1 == result.sites["site-2"].saving.patch_share
     for site in result.sites:
         predictor = Predictor(tmp_path / site / "model.safetensors", CPU)
-        assert predictor.job.evaluation.window_share == result.sites[site].saving.window_share
+        assert predictor.job.evaluation.window_voxels == result.sites[site].saving.window_voxels
 
 
 @pytest.mark.parametrize("bits", [32, 8])

@@ -151,7 +151,7 @@ def by_monai(network, image, job):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(20, 33, 41), (10, 9, 5), (16, 16, 8), (40, 16, 7)])
-@pytest.mark.parametrize("evaluation", ["", "evaluation: {windows_at_once: 1, window_share: 0.5}\n"])
+@pytest.mark.parametrize("evaluation", ["", "evaluation: {windows_at_once: 1, window_voxels: [8, 8, 4]}\n"])
 def test_windows_blend_as_in_monai(axis, shape, evaluation):
     job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group") + evaluation)
     assert job.window == ((8, 8, 4) if evaluation else (16, 16, 8))

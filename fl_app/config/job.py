@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -47,8 +47,11 @@ class Job(Settings):
                 raise mistake("network.channels that do not shrink from level to level for search.strategy width")
         if self.training.patch_share < 1 and not self.trains_on(self.training_patch):
             raise mistake(f"training.patch_share nearer to 1 than gives patches of {list(self.training_patch)} voxels")
-        if self.evaluation.window_share < 1 and not self.trains_on(self.window):
-            raise mistake(f"evaluation.window_share nearer to 1 than gives windows of {list(self.window)} voxels")
+        if not self.predicts(self.window):
+            raise mistake(
+                f"evaluation.window_voxels of at most {list(self.data.patch_voxels)}, which is data.patch_voxels, in "
+                f"multiples of {list(self._steps)}; UNETR predicts in windows of data.patch_voxels only"
+            )
         if self.training.recompute and self.network.normalisation == "batch":
             raise mistake("training.recompute: false with batch normalisation, which would count each batch twice")
         return self
@@ -56,12 +59,16 @@ class Job(Settings):
     @property
     def training_patch(self) -> tuple[int, int, int]:
         """Voxels of a training patch: ``training.patch_share`` of ``data.patch_voxels``, in the network's multiples."""
-        return self._part_of_patch(self.training.patch_share)
+        x, y, z = (
+            max(step, int(side * self.training.patch_share / step) * step)
+            for side, step in zip(self.data.patch_voxels, self._steps, strict=True)
+        )
+        return x, y, z
 
     @property
     def window(self) -> tuple[int, int, int]:
-        """Voxels of a window in prediction: ``evaluation.window_share`` of ``data.patch_voxels`` likewise."""
-        return self._part_of_patch(self.evaluation.window_share)
+        """Voxels of a window in prediction."""
+        return self.evaluation.window_voxels or self.data.patch_voxels
 
     @property
     def pulls(self) -> bool:
@@ -69,7 +76,7 @@ class Job(Settings):
         return self.federation.algorithm == "fedprox" or bool(self.personal.ditto)
 
     def trains_on(self, patch: Sequence[int]) -> bool:
-        """Whether the networks of the job take patches or windows smaller than ``data.patch_voxels``."""
+        """Whether the networks of the job can be trained on patches smaller than ``data.patch_voxels``."""
         if self.network.name == "unetr":  # it has learned a place for each voxel
             return False
         if self.search.of_cells and any(size % self.search.space.patch_multiple for size in patch):
@@ -77,11 +84,30 @@ class Job(Settings):
         # dynunet is planned from data.patch_voxels, whose multiples these are
         return self.network.name == "dynunet" or not self.network.patch_problem(patch, self.data.spacing_mm)
 
-    def _part_of_patch(self, share: float) -> tuple[int, int, int]:
-        patch = self.data.patch_voxels
-        multiples = self.network.patch_multiples(patch, self.data.spacing_mm)
-        x, y, z = (
-            max(multiple, int(side * share / multiple) * multiple)
-            for side, multiple in zip(patch, multiples, strict=True)
-        )
-        return x, y, z
+    def predicts(self, window: Sequence[int]) -> bool:
+        """Whether the networks of the job can predict in windows no larger than ``data.patch_voxels``."""
+        if tuple(window) == self.data.patch_voxels:
+            return True
+        sides = zip(window, self.data.patch_voxels, self._steps, strict=True)
+        return all(side <= most and side % step == 0 for side, most, step in sides) and self.trains_on(window)
+
+    def smaller_windows(self) -> Iterator[tuple[int, int, int]]:
+        """The job's windows and all smaller ones that it can predict in; the side of most mm is shortened first."""
+        window = list(self.window)
+        while True:
+            x, y, z = window
+            if self.predicts(window):
+                yield x, y, z
+            longest = [
+                (side * mm, axis)
+                for axis, (side, mm, step) in enumerate(zip(window, self.data.spacing_mm, self._steps, strict=True))
+                if side > step
+            ]
+            if not longest:
+                return
+            axis = max(longest)[1]
+            window[axis] -= self._steps[axis]
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        return self.network.patch_multiples(self.data.patch_voxels, self.data.spacing_mm)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fl_app.config.base import Fraction, Positive, Probability, Settings
+from fl_app.config.base import Fraction, Positive, Probability, Settings, Triple
 
 PatchShare = Annotated[float, Field(ge=0.25, le=1)]
 
@@ -107,10 +107,10 @@ class EvaluationSettings(Settings):
         description="windows that a GPU predicts at one time; a CPU takes one. A site whose memory budget holds no "
         "more takes one by itself",
     )
-    window_share: Annotated[float, Field(ge=0.25, le=1)] = Field(
-        1.0,
-        description="sides of a window as a share of data.patch_voxels, in the multiples that the network needs. A "
-        "site whose memory budget holds no such window takes smaller ones by itself",
+    window_voxels: Triple | None = Field(
+        None,
+        description="sides of a window; none: data.patch_voxels, which it must not be larger than. A site whose memory "
+        "budget holds no such window takes smaller ones by itself",
     )
     surface_tolerance_mm: Annotated[float, Field(gt=0)] = Field(
         3.0, description="normalised surface distance: a surface point within this many mm counts as right"

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_app.config import TrainingSettings
 from fl_app.training.device import peak_memory
-from fl_app.training.freezing import lower_frozen
 from fl_app.training.layers import adapt_layers
-from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name
-from fl_app.training.step import Pairs, take_step
+from fl_app.training.step import RandomSteps
 
 _WINDOWS = 5  # that are timed
 
@@ -127,11 +125,12 @@ def prediction_memory(
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     ready = adapt_layers(copy.deepcopy(network)).to(device).eval()
-    images = torch.rand(windows, 1, *patch, device=device)
+    computing = MixedPrecision(precision, device)
+    images = computing.ready(torch.rand(windows, 1, *patch))
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     live = _LiveBytes([*ready.parameters(), *ready.buffers(), images])
-    with live, MixedPrecision(precision, device).autocast(keep_weights):
+    with live, computing.autocast(keep_weights):
         ready(images).float()
     return torch.cuda.max_memory_allocated(device) - before if on_gpu else live.peak
 
@@ -199,65 +198,6 @@ def window_seconds(network: nn.Module, patch: Sequence[int], device: torch.devic
         logits.flatten()[0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
-
-
-class RandomSteps:
-    """Training steps as a site takes them, on random patches.
-
-    Args:
-        network: any module that maps (batch, 1, x, y, z) to logits (batch, classes, x, y, z); it trains.
-        patch: voxels along each axis.
-        batch_size: patches in a step.
-        device: where to take the steps.
-        precision: what they compute in.
-        settings: names the loss and the optimiser; none: the defaults.
-        pulled: whether the weights are pulled to others, as FedProx and Ditto do.
-
-    Attributes:
-        loss: of logits against labels.
-        reference: the weights that are trained, and what they are pulled to.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        patch: Sequence[int],
-        batch_size: int,
-        device: torch.device,
-        precision: Name,
-        settings: TrainingSettings | None,
-        pulled: bool = False,
-    ) -> None:
-        settings = settings or TrainingSettings()
-        self.network = adapt_layers(network).to(device).train()
-        self.optimizer = build_optimizer(settings, self.network)
-        self._precision = MixedPrecision(precision, device)
-        if settings.frozen_share:
-            lower_frozen(self.network, self._precision.kind)
-        self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
-        self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
-        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)
-        self._settings = settings
-        trained = [each for each in self.network.parameters() if each.requires_grad and pulled]
-        self.reference: Pairs = [(each, each.detach().clone()) for each in trained]
-
-    def step(self) -> None:
-        """Forward and backward as often as a step takes batches, and a step of the optimiser."""
-        take_step(
-            self.network,
-            self.optimizer,
-            self._precision,
-            self._settings,
-            lambda: self.loss(self._logits(), self._labels),
-            1.0,
-            self.reference,
-            self._settings.early_update,
-        )
-
-    def _logits(self) -> torch.Tensor:
-        with self._precision.autocast(keep_weights=not self._settings.recompute):
-            logits: torch.Tensor = self.network(self.images)
-        return logits
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -36,16 +36,13 @@ _SAVINGS = (
 )
 
 
-_WINDOWS = (1.0, 0.9375, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # shares of the sides
-
-
 @dataclass(frozen=True)
 class Fit:
     """How a site can train a network, and predict with it.
 
     Attributes:
         job: the job with what it takes of ``training.recompute``, ``early_update``, ``patch_share``, ``frozen_share``,
-            and of ``evaluation.windows_at_once``, ``window_share``.
+            and of ``evaluation.windows_at_once``, ``window_voxels``.
         network: with its initial weights, ready for that.
         memory_bytes: what training takes; what prediction takes, if that is above the budget.
         fits: whether that is within the budget; if not, this is the least.
@@ -65,7 +62,7 @@ class Fit:
             early_update=training.early_update,
             patch_share=training.patch_share,
             frozen_share=training.frozen_share,
-            window_share=self.job.evaluation.window_share,
+            window_voxels=self.job.evaluation.window_voxels,
         )
 
     @property
@@ -117,15 +114,13 @@ def fit_windows(network: nn.Module, job: Job, device: torch.device, budget: floa
         budget: bytes.
     """
     asked = job.evaluation
-    tried = [(asked.windows_at_once, asked.window_share)]
-    tried += [(1, share) for share in _WINDOWS if share <= asked.window_share]
-    for at_once, share in tried:
-        evaluation = asked.model_copy(update={"windows_at_once": at_once, "window_share": share})
-        smaller = job.model_copy(update={"evaluation": evaluation})
-        if share == asked.window_share or smaller.trains_on(smaller.window):
-            way, taken = smaller, _predicting(network, smaller, device)
-            if taken <= budget:
-                break
+    windows = [(1, None if window == job.data.patch_voxels else window) for window in job.smaller_windows()]
+    for at_once, window in [(asked.windows_at_once, asked.window_voxels), *windows]:
+        evaluation = asked.model_copy(update={"windows_at_once": at_once, "window_voxels": window})
+        way = job.model_copy(update={"evaluation": evaluation})
+        taken = _predicting(network, way, device)
+        if taken <= budget:
+            break
     return way, taken
 
 

@@ -6,9 +6,11 @@ Each takes the place of one of torch's, with the same names and weights, and the
 
 from __future__ import annotations
 
+from itertools import pairwise, product
 from typing import Any
 
 import torch
+from monai.networks.blocks.acti_norm import ADN
 from torch import nn
 from torch.nn import functional
 
@@ -62,11 +64,19 @@ class _LearnedSlope(torch.autograd.Function):
 
 
 class QuickPReLU(nn.PReLU):
-    """A PReLU with one slope that is several times faster on CPUs (``benchmarks/activation.py``)."""
+    """A PReLU with one slope that is several times faster on CPUs (``benchmarks/activation.py``).
+
+    Attributes:
+        in_place: whether nobody else needs the features, so that predictions may overwrite them.
+    """
+
+    in_place = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.PReLU`."""
         if self.num_parameters == 1 and _computed_on_cpu(input):
+            if self.in_place and not torch.is_grad_enabled():
+                return functional.leaky_relu_(input, float(self.weight))
             result: torch.Tensor = _LearnedSlope.apply(input, self.weight)
             return result
         return super().forward(input)
@@ -113,6 +123,12 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         bias = None if self.bias is None else self.bias.repeat_interleave(8)
         kinds = functional.conv3d(input, kernel.flatten(0, 3), bias, padding=1)[..., 1:, 1:, 1:]
         parts = kinds.unflatten(1, (self.out_channels, 2, 2, 2))
+        if not torch.is_grad_enabled():  # with one copy less
+            result = parts.new_empty(len(input), self.out_channels, *(2 * side for side in input.shape[2:]))
+            for odd in product(range(2), repeat=3):
+                places = tuple(slice(start, None, 2) for start in odd)
+                result[(slice(None), slice(None), *places)] = parts[(slice(None), slice(None), *odd)]
+            return result
         pairs = torch.stack(parts.unbind(4), -1)  # (patches, channels, 2, 2, x, y, z, 2)
         patches, channels, _, _, x, y, z, _ = pairs.shape
         return pairs.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(patches, channels, 2 * x, 2 * y, 2 * z)
@@ -136,4 +152,10 @@ def adapt_layers(network: nn.Module) -> nn.Module:
     """Turn a network's layers into the ones above, in place; names and weights stay."""
     for module in network.modules():
         module.__class__ = _ADAPTED.get(type(module), type(module))
+    for module in network.modules():
+        if isinstance(module, ADN):
+            layers = [each for each in module if not isinstance(each, nn.modules.dropout._DropoutNd)]
+            for before, after in pairwise(layers):
+                if isinstance(after, QuickPReLU):  # normalisation makes new features
+                    after.in_place = isinstance(before, nn.modules.instancenorm._InstanceNorm)
     return network

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from fl_app.config import TrainingSettings
-from fl_app.training.precision import MixedPrecision
+from fl_app.training.freezing import lower_frozen
+from fl_app.training.layers import adapt_layers
+from fl_app.training.objectives import build_loss, build_optimizer
+from fl_app.training.precision import MixedPrecision, Name
 
 Pairs = list[tuple[nn.Parameter, torch.Tensor]]  # each parameter, and the value that it is pulled to
 
@@ -50,3 +53,62 @@ def take_step(
             precision.backward(loss)
     precision.step(loss, network, optimizer, settings.gradient_clip, early)
     return mean
+
+
+class RandomSteps:
+    """Training steps as a site takes them, on random patches.
+
+    Args:
+        network: any module that maps (batch, 1, x, y, z) to logits (batch, classes, x, y, z); it trains.
+        patch: voxels along each axis.
+        batch_size: patches in a step.
+        device: where to take the steps.
+        precision: what they compute in.
+        settings: names the loss and the optimiser; none: the defaults.
+        pulled: whether the weights are pulled to others, as FedProx and Ditto do.
+
+    Attributes:
+        loss: of logits against labels.
+        reference: the weights that are trained, and what they are pulled to.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        patch: Sequence[int],
+        batch_size: int,
+        device: torch.device,
+        precision: Name,
+        settings: TrainingSettings | None,
+        pulled: bool = False,
+    ) -> None:
+        settings = settings or TrainingSettings()
+        self.network = adapt_layers(network).to(device).train()
+        self.optimizer = build_optimizer(settings, self.network)
+        self._precision = MixedPrecision(precision, device)
+        if settings.frozen_share:
+            lower_frozen(self.network, self._precision.kind)
+        self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
+        self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
+        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)
+        self._settings = settings
+        trained = [each for each in self.network.parameters() if each.requires_grad and pulled]
+        self.reference: Pairs = [(each, each.detach().clone()) for each in trained]
+
+    def step(self) -> None:
+        """Forward and backward as often as a step takes batches, and a step of the optimiser."""
+        take_step(
+            self.network,
+            self.optimizer,
+            self._precision,
+            self._settings,
+            lambda: self.loss(self._logits(), self._labels),
+            1.0,
+            self.reference,
+            self._settings.early_update,
+        )
+
+    def _logits(self) -> torch.Tensor:
+        with self._precision.autocast(keep_weights=not self._settings.recompute):
+            logits: torch.Tensor = self.network(self.images)
+        return logits

@@ -18,9 +18,9 @@ from torch import nn
 
 from fl_app.config import Job
 from fl_app.files import replacing
-from fl_app.training.cost import RandomSteps
 from fl_app.training.device import free_memory
 from fl_app.training.precision import Name, choose_precision
+from fl_app.training.step import RandomSteps
 
 # measured on CPUs (benchmarks/training_step.py), where MONAI's U-Net was the first to be faster in this layout
 _CHANNELS_LAST, _ON_CPU = {"unet"}, {"dynunet", "segresnet"}

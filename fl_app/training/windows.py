@@ -118,14 +118,16 @@ class Windows:
             # one context for the row: the weights are converted once
             with precision.autocast(keep_weights=self._at_once > 1):
                 for batch in _batches(full, at_once):
-                    logits = _mirrored(network, torch.stack([inputs[place] for place in batch]), mirrored).to(device)
+                    images = precision.ready(torch.stack([inputs[place] for place in batch]))
+                    logits = _mirrored(network, images, mirrored).to(device)
                     for place, values in zip(batch, logits, strict=True):
                         box, part = _overlap(row[place], wanted, axis)
                         sums[box].addcmul_(values[part], weights[part[1:]])
                     advance(len(batch))
                 for place in blank:
                     if empty is None:
-                        empty = _mirrored(network, inputs[place][None], mirrored)[0].to(device) * weights
+                        images = precision.ready(inputs[place][None])
+                        empty = _mirrored(network, images, mirrored)[0].to(device) * weights
                     box, part = _overlap(row[place], wanted, axis)
                     sums[box] += empty[part]
                 advance(len(blank))
