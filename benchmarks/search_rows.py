@@ -94,9 +94,8 @@ def searching(job: Job, share: float, **search: Any) -> Job:
 def widths(job: Job) -> Job:
     """The same job, each site training its network as wide as fits; nothing is searched, so no steps go there."""
     described = job.model_dump()
-    # after a round of the network at its full width
-    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds - 1}
-    described["federation"]["rounds"] = 1
+    described["search"] |= {"strategy": "width", "rounds": job.federation.rounds}
+    described["federation"]["rounds"] = 0
     return Job.model_validate(described)
 
 

@@ -55,8 +55,9 @@ def train_baseline(
     organs = tuple(job.data.labels)
     trainer = Trainer(job, training, choose_device(next(iter(sites.values())).device), "+".join(trained_on))
     best, best_round, best_value = trainer.all_values(), 0, -1.0
-    for number in range(1, job.federation.rounds + 1):
-        trainer.train(number, steps, job.federation.rounds)
+    rounds = job.federation.rounds or job.search.rounds  # the federation's, or those of what a search finds
+    for number in range(1, rounds + 1):
+        trainer.train(number, steps, rounds)
         metrics = validation_report(trainer.score(validation), organs, 0.0).metrics
         value = metrics[job.federation.best_metric]
         if value is not None and value > best_value:
@@ -71,7 +72,7 @@ def train_baseline(
     }
     return Baseline(
         trained_on=trained_on,
-        steps=steps * job.federation.rounds,
+        steps=steps * rounds,
         seconds=round(time.monotonic() - started, 3),
         sites=scores,
         mean_dice=weighted_mean((score.dice, score.cases) for score in scores.values()),

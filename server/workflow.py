@@ -98,13 +98,15 @@ class Workflow:
         return not self._done and site in self._invited and not self._sites.gave_up(site)
 
     def _train_main(self) -> Training | None:
-        """The job's own network, at the sites whose memory holds it; none if that is nowhere so."""
+        """The job's own network, at the sites whose memory holds it; none if that is nowhere so, or for no rounds."""
         network = build_network(self._job)
         standing = self._progress.standing(MAIN, dict(network.state_dict()))
         exchanged = exchanged_names(network, self._job.federation.normalisation)
         result = self.record.result
         result.parameters = sum(value.numel() for value in network.parameters())
         result.exchanged_bytes = payload_bytes({name: standing.values[name] for name in exchanged})
+        if not self._job.federation.rounds:
+            return None
         fitting = [*self._sites.ready, *self._sites.absent]
         if self._job.search.wanted:
             fitting = [site for site, ready in self._progress.search.ready.items() if ready.main_fits]

@@ -18,6 +18,7 @@ from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.widths import WIDTHS, Width, build_width, parts_of, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.reports.page import write_report
 from fl_app.site import SiteSettings
 from fl_app.training.cost import window_seconds
 from fl_app.training.fitting import fit_training, training_memory
@@ -296,6 +297,24 @@ def test_widths_go_on_from_the_jobs_own_network_where_several_have_trained_it(da
     assert not torch.equal(
         trained["model.0.conv.unit0.conv.weight"], build_network(job).state_dict()["model.0.conv.unit0.conv.weight"]
     )
+
+
+def test_a_job_may_train_what_fits_and_nothing_else(data, tmp_path):
+    described = search_job(tmp_path, strategy="width").model_dump()
+    described["federation"]["rounds"] = 0
+    job = Job.model_validate(described)
+    sites = settings(data, tmp_path, {"site-1": 100.0, "site-2": 100.0})
+    result = rehearse(job, sites, tmp_path / "out")
+    assert result.status == "finished" and not result.rounds and len(result.search.rounds) == job.search.rounds
+    assert all("federated" not in each.models for each in result.personal.sites.values())
+    assert (tmp_path / "site-1" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "model" / "best.safetensors").exists()
+    assert "in two rounds" in write_report(tmp_path / "out").read_text()
+
+
+def test_a_job_that_trains_nothing_is_a_mistake():
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        parse_job("federation: {rounds: 0}\n", "job.yaml")
 
 
 def test_the_models_of_server_and_sites_predict(run):

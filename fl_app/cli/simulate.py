@@ -70,7 +70,7 @@ def simulate(
     out = result_folder(job, out)
     simulation = Simulation(job, out, data, sites, split, device, tuple(memory_budget_gib or ()), one_process)
     console = open_console()
-    console.print(f"fedspleen {own_version()}: {job.name}, {job.federation.rounds} rounds")
+    console.print(f"fedspleen {own_version()}: {job.name}, {job.federation.rounds or job.search.rounds} rounds")
     console.print(f"result folder: {out}")
     progress = Progress(console)
     try:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from fl_app.config.base import Positive, Settings, mistake
+from fl_app.config.base import Settings, mistake
 
 
 class FederationSettings(Settings):
@@ -16,7 +16,9 @@ class FederationSettings(Settings):
         "fedavg", description="fedprox adds proximal_mu / 2 * |w - w_global|^2 to each site's loss"
     )
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox only: strength of the pull")
-    rounds: Positive = Field(20, description="exchanges between the sites and the server")
+    rounds: Annotated[int, Field(ge=0)] = Field(
+        20, description="exchanges between the sites and the server; 0: only what a search finds is trained"
+    )
     weight_by: Literal["cases", "steps", "equal"] = Field(
         "cases",
         description="a site's weight in the average: its training cases, its steps, or the same for all",

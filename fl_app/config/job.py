@@ -45,6 +45,8 @@ class Job(Settings):
                 raise mistake("network.name unet for search.strategy width: the others come in one width here")
             if list(self.network.channels or ()) != sorted(self.network.channels or ()):
                 raise mistake("network.channels that do not shrink from level to level for search.strategy width")
+        if not self.federation.rounds and not self.search.wanted:
+            raise mistake("federation.rounds of 1 or more, or a search.strategy: nothing would be trained")
         if self.training.patch_share < 1 and not self.trains_on(self.training_patch):
             raise mistake(f"training.patch_share nearer to 1 than gives patches of {list(self.training_patch)} voxels")
         if not self.predicts(self.window):

@@ -200,8 +200,7 @@ def _sizes_of(text: str) -> dict[str, dict[str, tuple[Segments, ...]]]:
 
 def _sizes(job: Job) -> dict[str, dict[str, tuple[Segments, ...]]]:
     """For each layer and weight, how many channels each source along its first axes has in each width."""
-    fixed = job.model_copy(update={"search": Job().search})
-    return _sizes_of(fixed.model_dump_json())
+    return _sizes_of(Job(data=job.data, network=job.network).model_dump_json())
 
 
 def _joined_inputs(network: nn.Module) -> dict[str, int]:

@@ -18,7 +18,7 @@ from fl_app.networks.space.drawing import draw
 from fl_app.reports import charts, words
 from fl_app.reports.models import ModelRow, model_rows
 from fl_app.reports.statistics import Estimate, estimate, pooled_estimate
-from fl_app.reports.story import ending, opening, verdict
+from fl_app.reports.story import asked_rounds, ending, opening, told_rounds, verdict
 from fl_app.result import Result, Round, read_result
 
 REPORT = "report.html"
@@ -214,9 +214,10 @@ def _figures(result: Result) -> list[tuple[str, str, str]]:
     """The few numbers at the top: (what, value, remark)."""
     cases = [sum(getattr(site, f"{part}_cases") for site in result.sites.values()) for part in _PARTS]
     traffic = sum(site.bytes_sent + site.bytes_received for done in _all_rounds(result) for site in done.sites.values())
-    rounds = words.count(len(result.rounds), "round")
+    begun = len(told_rounds(result))
+    rounds = words.count(begun, "round")
     if result.status != "finished":
-        rounds = f"{len(result.rounds)} of {result.rounds_asked} rounds begun"
+        rounds = f"{begun} of {asked_rounds(result)} rounds begun"
     refused = f"{len(result.refused)} refused" if result.refused else "none refused"
     figures = [
         ("Sites", str(len(result.sites)), refused),

@@ -8,7 +8,7 @@ from typing import Literal
 from fl_app.reports.models import model_rows
 from fl_app.reports.statistics import Estimate, pooled_estimate
 from fl_app.reports.words import count, duration, listed, score, sentence
-from fl_app.result import Result, SiteScores
+from fl_app.result import Result, Round, SiteScores
 
 Tone = Literal["good", "caution", "bad", "neutral"]
 
@@ -30,7 +30,17 @@ class Verdict:
 
 def done_rounds(result: Result) -> int:
     """Rounds whose model was saved."""
-    return sum(1 for done in result.rounds if done.seconds)
+    return sum(1 for done in told_rounds(result) if done.seconds)
+
+
+def told_rounds(result: Result) -> list[Round]:
+    """The rounds that a run is told by: of the job's network, or if it has none, of what a search finds."""
+    return result.search.rounds if result.search and not result.rounds_asked else result.rounds
+
+
+def asked_rounds(result: Result) -> int:
+    """How many of these the job asks for."""
+    return int(result.rounds_asked or result.config["search"]["rounds"])
 
 
 def opening(result: Result) -> str:
@@ -46,7 +56,7 @@ def opening(result: Result) -> str:
         first += f"in {count(rounds, 'round')} and {duration(result.seconds)}, without sharing an image."
     else:
         first = f"{sentence(sites)[:-1]} were training {network} to segment {organs} in CT; "
-        first += f"{rounds} of {result.rounds_asked} rounds were complete after {duration(result.seconds)}."
+        first += f"{rounds} of {asked_rounds(result)} rounds were complete after {duration(result.seconds)}."
     return f"{first} {_reached(result)}".strip()
 
 
@@ -137,7 +147,7 @@ def _compared(
 
 def ending(result: Result) -> Verdict | None:
     """How a run that did not finish ended; none for one that did."""
-    rounds = f"{done_rounds(result)} of {result.rounds_asked} rounds were complete"
+    rounds = f"{done_rounds(result)} of {asked_rounds(result)} rounds were complete"
     if result.status == "failed":
         return Verdict("bad", "This run failed", f"{sentence(result.error or 'no reason was recorded')} {rounds}.")
     if result.status == "interrupted":
