@@ -238,7 +238,7 @@ def test_overrides_replace_what_the_file_says_and_add_what_it_does_not_say():
 
 
 def test_a_wrong_override_is_reported_like_a_mistake_in_the_file():
-    assert mistake("", overrides={("federation", "rounds"): 0}) == "job:1 federation.rounds: 0 - more than 0"
+    assert mistake("", overrides={("federation", "rounds"): -1}) == "job:1 federation.rounds: -1 - 0 or more"
     assert mistake("\nfederation: 7", overrides={("federation", "rounds"): 3}).startswith(
         "job:2 federation: 7 - a section"
     )
