@@ -113,7 +113,8 @@ class LocalNetwork:
 
     def wake(self) -> None:
         """Come back to the device, with the federated model."""
-        self.rest()
+        if self.ditto:
+            self.ditto.rest()
         self.trainer.wake()
 
     def load(self, values: Values, after: int | None = None) -> None:
