@@ -72,6 +72,9 @@ class MemoryFit(Report):
     recompute: bool = False
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Saving(Report):
     """What a site does to train a network within its memory budget."""
 
@@ -81,7 +84,7 @@ class Saving(Report):
     )
     early_update: bool = Field(False, description="it updates each weight when its gradient is known, and keeps none")
     frozen_share: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="part of the weights that it leaves")
-    window_voxels: tuple[int, int, int] | None = Field(
+    window_voxels: tuple[Side, Side, Side] | None = Field(
         None, description="its windows in prediction; none: of data.patch_voxels"
     )
 
