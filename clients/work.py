@@ -49,7 +49,7 @@ from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
 from fl_app.training.trainer import Trainer, ready_network
-from fl_app.training.trial import quickest_way, usual_way
+from fl_app.training.trial import quickest_way
 
 Values = dict[str, torch.Tensor]
 Facts = Mapping[str, Any]
@@ -180,10 +180,8 @@ class SiteWork:
         patches = -(-self._job.training.batch_size // self._team.size)  # that this process has of a batch
         training = fit.job.training.model_copy(update={"batch_size": patches})
         own_part = fit.job.model_copy(update={"training": training})
-        # a memory budget is counted in the usual way
-        self._way, tried = usual_way(fit.job, self._device), dict[str, float]()
-        if not self._settings.memory_budget_gib:
-            self._way, tried = quickest_way(own_part, fit.network, self._device, self._settings.cache)
+        budgeted, cache = bool(self._settings.memory_budget_gib), self._settings.cache
+        self._way, tried = quickest_way(own_part, fit.network, self._device, cache, budgeted)
         if tried:
             times = {name: round(seconds, 4) for name, seconds in tried.items()}
             _logger.info(f"training steps in {self._way}: seconds of those tried {times}")

@@ -61,12 +61,12 @@ def usual_way(job: Job, device: torch.device) -> Way:
 
 
 def quickest_way(
-    job: Job, network: nn.Module, device: torch.device, memory: Path | None
+    job: Job, network: nn.Module, device: torch.device, memory: Path | None, budgeted: bool = False
 ) -> tuple[Way, dict[str, float]]:
     """The way whose training steps take the least time, and the seconds of each way that was tried.
 
     A deterministic job computes in the usual way, since a clock never shows the same twice; so does one too short for a
-    trial to pay, and one with a search, whose memory budgets are counted in that way. torch.compile is not tried:
+    trial to pay, and one with a search or a memory budget, which are counted in that way. torch.compile is not tried:
     compiling takes longer than the whole trial.
 
     Args:
@@ -74,10 +74,11 @@ def quickest_way(
         network: the job's network; it stays as it is.
         device: where.
         memory: folder in which the outcome is kept for the next job of this kind; none: it is not kept.
+        budgeted: whether the site has a memory budget.
     """
     usual = usual_way(job, device)
     steps = job.federation.rounds * job.training.steps_per_round
-    if job.training.deterministic or job.search.wanted or steps < _FEWEST_STEPS:
+    if job.training.deterministic or job.search.wanted or budgeted or steps < _FEWEST_STEPS:
         return usual, {}
     path = memory / f"way-{_kind(job, network, device)}.json" if memory else None
     seconds = _recall(path)
