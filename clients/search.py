@@ -28,7 +28,7 @@ from fl_app.search.sampling import SupernetTrainer
 from fl_app.search.zero_cost import naswot, synflow
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget, peak_memory
-from fl_app.training.fitting import Fit, fit_windows, is_quick, training_memory
+from fl_app.training.fitting import Fit, fit_windows, is_quick, training_memory, with_windows
 from fl_app.training.randomness import start_stream
 from fl_app.training.reporting import train_report
 from fl_app.training.trainer import Steps, Trainer, ready_network
@@ -180,9 +180,7 @@ class SiteSearch:
         """
         module = DiscreteNetwork(self._space, network, len(self._job.data.labels))
         taken = measured_memory(module, self._job, self._device)
-        if taken <= self._budget:
-            predicting = fit_windows(module, self._job, self._device, self._budget)[1]
-            taken = taken if predicting <= self._budget else predicting
+        _, taken = with_windows(module, self._job, self._device, self._budget, taken)
         return network, taken, is_quick(module, self._job, self._device, self._longest)
 
     def trainer(self, architecture: str, own: Sequence[str], consensus: str) -> Trainer:

@@ -89,9 +89,7 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
             torch.cuda.empty_cache()
             taken = torch.cuda.get_device_properties(device).total_memory
             return Fit(way, network, taken, False)
-        if taken <= budget:
-            way, predicting = fit_windows(network, way, device, budget)
-            taken = taken if predicting <= budget else predicting
+        way, taken = with_windows(network, way, device, budget, taken)
         return Fit(way, network, taken, taken <= budget)
 
     first, *others = ways_to_save(job, architecture)
@@ -102,6 +100,16 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     if not least.fits:
         return least
     return next((better for way in others[:-1] if (better := tried(way)).fits), least)
+
+
+def with_windows(network: nn.Module, job: Job, device: torch.device, budget: float, training: int) -> tuple[Job, int]:
+    """The job with the windows that a budget holds, and the bytes that count: those of training, or of prediction if
+    that alone is above the budget. Arguments as for `fit_windows`; ``training`` is what that takes.
+    """
+    if training > budget:
+        return job, training
+    way, predicting = fit_windows(network, job, device, budget)
+    return way, training if predicting <= budget else predicting
 
 
 def fit_windows(network: nn.Module, job: Job, device: torch.device, budget: float) -> tuple[Job, int]:
