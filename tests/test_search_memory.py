@@ -52,20 +52,18 @@ def test_the_calculation_alone_knows_what_a_network_takes_more_than_another(sett
 
 
 @pytest.mark.parametrize(
-    ("saving", "error"),
+    ("saving", "algorithm", "error"),
     [
-        ({}, 0.1),
-        ({"recompute": True}, 0.15),
-        ({"recompute": True, "early_update": True}, 0.1),
-        ({"pulled": True}, 0.1),
-        ({"recompute": True, "early_update": True, "pulled": True}, 0.1),
+        ({}, "fedavg", 0.1),
+        ({"recompute": True}, "fedavg", 0.15),
+        ({"recompute": True, "early_update": True}, "fedavg", 0.1),
+        ({}, "fedprox", 0.1),
+        ({"recompute": True, "early_update": True}, "fedprox", 0.1),
     ],
 )
-def test_a_calibrated_model_is_right_about_networks_it_has_not_seen(saving, error):
-    pulled = saving.pop("pulled", False)
-    chosen, small = space(), job(patch=(16, 16, 32), **saving)
-    if pulled:
-        small = Job.model_validate(small.model_dump() | {"federation": {"algorithm": "fedprox"}})
+def test_a_calibrated_model_is_right_about_networks_it_has_not_seen(saving, algorithm, error):
+    chosen, plain = space(), job(patch=(16, 16, 32), **saving)
+    small = Job.model_validate(plain.model_dump() | {"federation": {"algorithm": algorithm}})
     memory = calibrate(small, chosen, CPU)
     networks = [random_architecture(chosen, seed) for seed in range(8)]
     predicted = np.array([memory.total(each) for each in networks])
