@@ -18,6 +18,7 @@ from fl_app.prediction.slabs import SlabFile
 from fl_app.prediction.stages import Advance, Prepared, bring_back, prepare
 from fl_app.prediction.tiles import Tile, TiledProbabilities, infer_tile
 from fl_app.training.precision import MixedPrecision, choose_precision
+from fl_app.training.recompute import recompute
 from fl_app.training.trainer import ready_network
 from fl_app.training.windows import Box, Windows
 
@@ -83,6 +84,8 @@ class Predictor:
         self.precision = MixedPrecision(choose_precision(self.job.training.precision, device), device)
         architecture = next(iter(self.info.architectures), "")
         self.network = ready_network(self.job, device, architecture).eval()
+        if self.job.evaluation.windows_at_once == 1:  # of a site with little memory, where it was measured so
+            recompute(self.network)
         # the file of a search also holds what other networks than its first one need
         wanted = self.network.state_dict()
         try:

@@ -40,7 +40,14 @@ class DiceCrossEntropy(nn.Module):
         I_c = sum_v p_cv t_cv,  D_c = sum_v p_cv + sum_v t_cv,  s = 1e-5
 
     (Milletari et al., 3DV 2016, eq. 4 without squares; Isensee et al., Nature Methods 2021.)
+
+    Args:
+        overwrite: write the gradient over the logits, which are then of no use to others.
     """
+
+    def __init__(self, overwrite: bool = False) -> None:
+        super().__init__()
+        self._overwrite = overwrite
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor, rest: Rest | None = None) -> torch.Tensor:
         """The loss, fp32 (or fp64, if the logits are).
@@ -50,18 +57,20 @@ class DiceCrossEntropy(nn.Module):
             labels: (batch, 1, x, y, z), class numbers of any type.
             rest: of the batch, if other processes have it: the loss is that of all patches, the gradient of these.
         """
-        loss: torch.Tensor = _DiceCrossEntropy.apply(logits, labels, rest)
+        loss: torch.Tensor = _DiceCrossEntropy.apply(logits, labels, rest, self._overwrite)
         return loss
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, rest: Rest | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, rest: Rest | None, overwrite: bool
+    ) -> torch.Tensor:
         classes = logits.shape[1]
         exact = torch.promote_types(logits.dtype, torch.float32)
         counts = torch.zeros(3 * classes + 1, dtype=exact, device=logits.device)
         sums, entropy = counts[1:].view(3, classes), counts[0]  # p t, p, t
-        ctx.voxels = labels.numel()
+        ctx.voxels, ctx.overwrite = labels.numel(), overwrite
         for part in _chunks(logits):
             log_p, target = logits[:, :, part].to(exact).log_softmax(1), labels[:, 0, part]
             masks = [(target == each).to(exact) for each in range(classes)]
@@ -82,7 +91,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """With g_c = dL/dp_c of the Dice part: dL/dz_k = p_k (g_k - sum_c g_c p_c) + (p_k - t_k) / N."""
         logits, labels, sums = ctx.saved_tensors
         classes = logits.shape[1]
@@ -90,7 +99,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         outside = (2 * sums[0] + _SMOOTH) / total**2 / (classes - 1)
         inside = outside - 2 / total / (classes - 1)
         share = 1 / ctx.voxels
-        gradient = torch.empty_like(logits)
+        gradient = logits if ctx.overwrite else torch.empty_like(logits)
         for part in _chunks(logits):
             p, target = logits[:, :, part].to(sums.dtype).softmax(1), labels[:, 0, part]
             masks = [(target == each).to(p.dtype) for each in range(classes)]
@@ -102,7 +111,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
             for each, slope in enumerate(slopes, start=1):
                 rise = p[:, each].mul_(slope.sub_(mean)).sub_(masks[each], alpha=share)
                 gradient[:, each, part] = rise.mul_(upstream)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[slice]:

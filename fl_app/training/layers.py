@@ -6,15 +6,19 @@ Each takes the place of one of torch's, with the same names and weights, and the
 
 from __future__ import annotations
 
-from itertools import pairwise, product
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from monai.networks.blocks.acti_norm import ADN
 from torch import nn
 from torch.nn import functional
 
+from fl_app.training.slabs import as_computed, doubled
+
 _BLOCK = 16  # channels that a CPU computes at once
+FEW_CHANNELS = 4  # so few that what a CPU computes for nothing matters
 _SLAB_VALUES = 2**16  # that are summed at a time
 
 
@@ -74,7 +78,7 @@ class QuickPReLU(nn.PReLU):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.PReLU`."""
-        if self.num_parameters == 1 and _computed_on_cpu(input):
+        if self.num_parameters == 1 and computed_on_cpu(input):
             if self.in_place and not torch.is_grad_enabled():
                 return functional.leaky_relu_(input, float(self.weight))
             result: torch.Tensor = _LearnedSlope.apply(input, self.weight)
@@ -92,7 +96,7 @@ class QuickInstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.InstanceNorm3d`."""
         layered = input.dim() == 5 and input.is_contiguous(memory_format=torch.channels_last_3d)
-        if not layered or input.shape[1] < _BLOCK or self.track_running_stats or not _computed_on_cpu(input):
+        if not layered or input.shape[1] < _BLOCK or self.track_running_stats or not computed_on_cpu(input):
             return super().forward(input)
         patches = [
             functional.batch_norm(patch, None, None, self.weight, self.bias, training=True, eps=self.eps)
@@ -102,39 +106,45 @@ class QuickInstanceNorm3d(nn.InstanceNorm3d):
 
 
 class QuickConvTranspose3d(nn.ConvTranspose3d):
-    """A transposed convolution that doubles the sides; to few channels it is several times faster on CPUs.
-
-    The voxels of the result are of eight kinds, by whether x, y, z are even or odd. Each kind is an ordinary
-    convolution of the small map with a part of the kernel; all eight are computed as channels of one convolution, and
-    put next to each other (Shi et al., CVPR 2016, section 2.2).
-    """
+    """A transposed convolution that doubles the sides; to few channels it is several times faster on CPUs."""
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """As `torch.nn.ConvTranspose3d`."""
+        if output_size is not None or not self._is_quick_for(input):
+            return super().forward(input, output_size)
+        return self._doubled((input,))
+
+    def of_parts(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same of maps whose channels follow each other, without a copy of them in one."""
+        if self._is_quick_for(parts[0]):
+            return self._doubled(parts)
+        weights = self.weight.split([part.shape[1] for part in parts])
+        result = self._of_part(parts[0], weights[0], self.bias)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            result += self._of_part(part, weight, None)
+        return result
+
+    def _of_part(self, part: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = cast(tuple[int, ...], self.padding)
+        return functional.conv_transpose3d(
+            part, weight, bias, self.stride, padding, self.output_padding, 1, self.dilation
+        )
+
+    def _is_quick_for(self, features: torch.Tensor) -> bool:
         wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
         found = (self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, self.groups)
-        few = 8 * self.out_channels <= 2 * _BLOCK
-        if found != wanted or not few or output_size is not None or not _computed_on_cpu(input):
-            return super().forward(input, output_size)
+        return found == wanted and self.out_channels <= FEW_CHANNELS and computed_on_cpu(features)
+
+    def _doubled(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         # of two neighbours in the small map: an even voxel takes the kernel's middle, an odd one its end and its start
-        taken = torch.zeros(2, 2, 3, device=input.device)
+        taken = self.weight.new_zeros(2, 2, 3)
         taken[0, 0, 1] = taken[1, 0, 2] = taken[1, 1, 0] = 1
-        kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken)
-        bias = None if self.bias is None else self.bias.repeat_interleave(8)
-        kinds = functional.conv3d(input, kernel.flatten(0, 3), bias, padding=1)[..., 1:, 1:, 1:]
-        parts = kinds.unflatten(1, (self.out_channels, 2, 2, 2))
-        if not torch.is_grad_enabled():  # with one copy less
-            result = parts.new_empty(len(input), self.out_channels, *(2 * side for side in input.shape[2:]))
-            for odd in product(range(2), repeat=3):
-                places = tuple(slice(start, None, 2) for start in odd)
-                result[(slice(None), slice(None), *places)] = parts[(slice(None), slice(None), *odd)]
-            return result
-        pairs = torch.stack(parts.unbind(4), -1)  # (patches, channels, 2, 2, x, y, z, 2)
-        patches, channels, _, _, x, y, z, _ = pairs.shape
-        return pairs.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(patches, channels, 2 * x, 2 * y, 2 * z)
+        kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken).flatten(0, 3)
+        bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
+        return doubled(self.out_channels, *as_computed(kernel, bias.repeat_interleave(8), *parts))
 
 
-def _computed_on_cpu(features: torch.Tensor) -> bool:
+def computed_on_cpu(features: torch.Tensor) -> bool:
     """Whether this is a computation on a CPU, rather than a network that is written down."""
     exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
     return features.device.type == "cpu" and not exported

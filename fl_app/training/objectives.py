@@ -13,13 +13,18 @@ from torch import nn
 
 from fl_app.config import TrainingSettings
 from fl_app.training.dice_ce import DiceCrossEntropy
+from fl_app.training.novograd import SlabbedNovograd
 
 
-def build_loss(name: str) -> nn.Module:
+def build_loss(name: str, overwrite: bool = False) -> nn.Module:
     """Loss of logits (batch, 1 + organs, x, y, z), in any precision, against labels (batch, 1, x, y, z).
 
     Soft Dice (Milletari et al., 3DV 2016, eq. 4, squared denominators off) over the organs of the whole batch,
     alone or plus cross-entropy (Isensee et al., Nature Methods 2021) or focal loss (Lin et al., ICCV 2017).
+
+    Args:
+        name: dice_ce, dice or dice_focal.
+        overwrite: whether dice_ce may write its gradient over the logits.
     """
     # batch=True: one Dice over the batch, so that a patch without the organ does not push towards all or nothing
     common: dict[str, Any] = {
@@ -32,7 +37,7 @@ def build_loss(name: str) -> nn.Module:
         return _InFullPrecision(DiceLoss(**common))
     if name == "dice_focal":
         return _InFullPrecision(DiceFocalLoss(**common))
-    return DiceCrossEntropy()
+    return DiceCrossEntropy(overwrite)
 
 
 class _InFullPrecision(nn.Module):
@@ -52,7 +57,8 @@ def build_optimizer(settings: TrainingSettings, network: nn.Module) -> torch.opt
     """The optimiser that the job names, over all of the network's parameters."""
     parameters, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "novograd":
-        return Novograd(parameters, lr=rate, weight_decay=decay)
+        kind = SlabbedNovograd if settings.early_update else Novograd
+        return kind(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fl_app.errors import ConfigError
+from fl_app.training.novograd import SlabbedNovograd
 
 Name = Literal["bf16", "fp16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,22 +106,25 @@ class MixedPrecision:
 def _updated_early(optimizer: torch.optim.Optimizer, clip: float) -> Iterator[None]:
     """Have a backward pass take the optimiser's step (LOMO: Lv et al., ACL 2024, section 3.1)."""
     [group] = optimizer.param_groups
-    weights = group["params"]
+    weights, slabbed = group["params"], isinstance(optimizer, SlabbedNovograd)
 
     def update(weight: torch.Tensor) -> None:
         if clip:
             torch.nn.utils.clip_grad_norm_([weight], clip)
         state = optimizer.state[weight]
-        state.update({name: state[name].float() for name in _MOMENTA if name in state})
+        if not slabbed:
+            state.update({name: state[name].float() for name in _MOMENTA if name in state})
         group["params"] = [weight]
         optimizer.step()
         group["params"] = weights
         weight.grad = None
-        state.update({name: state[name].bfloat16() for name in _MOMENTA if name in state})
+        if not slabbed:
+            state.update({name: state[name].bfloat16() for name in _MOMENTA if name in state})
 
     hooks = [each.register_post_accumulate_grad_hook(update) for each in weights if each.requires_grad]
     try:
-        yield
+        with optimizer.slab_by_slab() if isinstance(optimizer, SlabbedNovograd) else nullcontext():
+            yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,12 +1,14 @@
 """Train in less memory: what a block computes is not kept for the backward pass, but computed again when it comes.
 
-Gradient checkpointing (Chen et al., arXiv:1604.06174), by `torch.utils.checkpoint`: the same gradients, bit for bit,
-for the time of another forward pass.
+Gradient checkpointing (Chen et al., arXiv:1604.06174), by `torch.utils.checkpoint`: the same gradients, for the time of
+another forward pass. In MONAI's U-Net the blocks are the lean ones besides (`fl_app.training.lean`), whose gradients
+are the same up to rounding.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,12 +17,14 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock, Un
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets.dints import Cell as MonaiCell
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fl_app.networks.space.cells import Cell, StemDown, StemUp
+from fl_app.training.lean import LeanConvolution, LeanResidualUnit, LeanSkip, LeanUp, make_lean
 
 _BLOCKS = (
     ResidualUnit,
@@ -45,6 +49,8 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a block that keeps nothing but its input."""
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+        if inputs and isinstance(inputs[0], tuple):  # of a `LeanSkip`
+            [inputs] = inputs
         computed = partial(kind.forward, self)
         if not torch.is_grad_enabled():
             return computed(*inputs, **named)
@@ -53,7 +59,9 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Recomputed{kind.__name__}", (kind,), {"forward": forward})
 
 
-_RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {kind: _recomputed(kind) for kind in _BLOCKS}
+_LEAN: dict[type[nn.Module], type[nn.Module]] = {Convolution: LeanConvolution, ResidualUnit: LeanResidualUnit}
+_RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {kind: _recomputed(_LEAN.get(kind, kind)) for kind in _BLOCKS}
+_RECOMPUTED_UP = _recomputed(LeanUp)
 
 
 def recompute(network: nn.Module) -> nn.Module:
@@ -61,9 +69,18 @@ def recompute(network: nn.Module) -> nn.Module:
 
     Not for networks with batch normalisation, which would count each batch twice.
     """
-    for child in network.children():
+    children = list(network.children())
+    for skip, up in pairwise(children):
+        first = next(iter(up)) if type(up) is nn.Sequential else up
+        if type(skip) is SkipConnection and skip.mode == "cat" and skip.dim == 1 and type(first) is Convolution:
+            skip.__class__ = LeanSkip
+            if up is not first:
+                recompute(up)
+                up.__class__ = _RECOMPUTED_UP
+    for child in children:
         if type(child) in _RECOMPUTED:
             child.__class__ = _RECOMPUTED[type(child)]
+            make_lean(child)
         else:
             recompute(child)
     return network

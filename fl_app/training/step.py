@@ -89,8 +89,7 @@ class RandomSteps:
         if settings.frozen_share:
             lower_frozen(self.network, self._precision.kind)
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
-        self._labels = torch.randint(0, 2, self.images.shape, device=device, dtype=torch.uint8)
-        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss)
+        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss, settings.recompute)
         self._settings = settings
         trained = [each for each in self.network.parameters() if each.requires_grad and pulled]
         self.reference: Pairs = [(each, each.detach().clone()) for each in trained]
@@ -102,11 +101,15 @@ class RandomSteps:
             self.optimizer,
             self._precision,
             self._settings,
-            lambda: self.loss(self._logits(), self._labels),
+            self._batch_loss,
             1.0,
             self.reference,
             self._settings.early_update,
         )
+
+    def _batch_loss(self) -> torch.Tensor:
+        labels = torch.randint(0, 2, self.images.shape, device=self.images.device, dtype=torch.uint8)
+        return self.loss(self._logits(), labels)
 
     def _logits(self) -> torch.Tensor:
         with self._precision.autocast(keep_weights=not self._settings.recompute):

@@ -110,7 +110,7 @@ class Trainer:
         )
         self.after_step: Callable[[], None] = lambda: None
         self.team = Alone()
-        self._loss = build_loss(job.training.loss)
+        self._loss = build_loss(job.training.loss, job.training.recompute)
         self._optimizer = build_optimizer(job.training, self.network)
 
     def trained_names(self) -> frozenset[str]:
