@@ -19,8 +19,8 @@ from torch.nn import functional
 from fl_app.training.layers import FEW_CHANNELS, GuardedConv3d, QuickConvTranspose3d, computed_on_cpu
 from fl_app.training.slabs import LEAST_ROWS, as_computed, convolved
 
-_SLAB_VALUES = 2**16  # that are computed at a time at least: 256 KiB in fp32
-_SLABS = 32  # at most
+_SLAB_VALUES = {"cpu": 2**16, "cuda": 2**20}  # that are computed at a time at least; in fp32
+_SLABS = {"cpu": 32, "cuda": 8}  # at most; a GPU is slow with small ones
 
 
 class _NormalisedSlope(torch.autograd.Function):
@@ -95,7 +95,8 @@ class _Affine:
 
 def _slabs(patch: torch.Tensor) -> Iterator[slice]:
     width = patch.shape[1]
-    thick = max(1, _SLAB_VALUES * width // patch.numel(), width // _SLABS)
+    device = patch.device.type
+    thick = max(1, _SLAB_VALUES[device] * width // patch.numel(), width // _SLABS[device])
     return (slice(start, start + thick) for start in range(0, width, thick))
 
 

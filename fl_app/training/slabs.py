@@ -30,8 +30,7 @@ def doubled(channels: int, kernel: torch.Tensor, bias: torch.Tensor, *parts: tor
     Returns:
         (patches, channels, 2 x, 2 y, 2 z).
     """
-    values = _VALUES if torch.is_grad_enabled() else 8 * _VALUES  # fewer slabs are quicker, and hold more
-    result: torch.Tensor = _Doubled.apply(channels, values, kernel, bias, *parts)
+    result: torch.Tensor = _Doubled.apply(channels, kernel, bias, *parts)
     return result
 
 
@@ -44,13 +43,13 @@ def convolved(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
 class _Doubled(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, channels: int, values: int, kernel: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor
+        context: Any, channels: int, kernel: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor
     ) -> torch.Tensor:
         context.save_for_backward(kernel, *parts)
-        context.channels, context.values = channels, values
+        context.channels = channels
         first = parts[0]
         result = first.new_empty(len(first), channels, *(2 * side for side in first.shape[2:]))
-        for rows, read in _row_slabs(first, 8 * channels, values, after=1):
+        for rows, read in _double_slabs(parts, channels):
             kinds = functional.conv3d(_joined(parts, read), kernel, bias, padding=1)
             for voxels, each in _interleaved(result, kinds, rows):
                 voxels.copy_(each)
@@ -61,25 +60,35 @@ class _Doubled(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         kernel, *parts = context.saved_tensors
-        first, channels, values = parts[0], context.channels, context.values
-        own, to_kernel, to_bias = (
-            [torch.zeros_like(each) for each in parts],
-            _sum_for(kernel),
-            _sum_for(kernel[:, 0, 0, 0, 0]),
-        )
-        for rows, read in _row_slabs(first, 8 * channels, values, after=1):
+        first, channels = parts[0], context.channels
+        own: list[torch.Tensor] = []
+        sums = (_sum_for(kernel), _sum_for(kernel[:, 0, 0, 0, 0]))
+        for rows, read in _double_slabs(parts, channels):
             features = _joined(parts, read)
             sides = [side + 1 for side in features.shape[2:]]
             kinds = gradient.new_zeros(len(first), 8 * channels, *sides)
             for voxels, each in _interleaved(gradient, kinds, rows):
                 each.copy_(voxels)
-            to_bias += kinds.sum((0, 2, 3, 4), dtype=to_kernel.dtype)
-            to_features, more = _convolved_back(kinds, features, kernel)
-            to_kernel += more
-            for to_part, part in zip(own, to_features.split([each.shape[1] for each in parts], 1), strict=True):
-                to_part[:, :, read] += part
-            del features, kinds, each, to_features, part
-        return None, None, to_kernel.to(kernel.dtype), to_bias.to(kernel.dtype), *own
+            to_features, *more = _convolved_back(kinds, features, kernel)
+            for one, other in zip(sums, more, strict=True):
+                one += other
+            here = to_features.split([each.shape[1] for each in parts], 1)
+            if rows.stop - rows.start == first.shape[2]:
+                own = list(here)
+            else:
+                own = own or [torch.zeros_like(each) for each in parts]
+                for to_part, part in zip(own, here, strict=True):
+                    to_part[:, :, read] += part
+                del part
+            del features, kinds, each, to_features, here
+        return None, *(each.to(kernel.dtype) for each in sums), *own
+
+
+def _double_slabs(parts: Sequence[torch.Tensor], channels: int) -> Iterator[tuple[slice, slice]]:
+    """A map that is not in parts makes one slab, which is quicker: whoever has joined it has the memory."""
+    if len(parts) > 1:
+        return _row_slabs(parts[0], 8 * channels, after=1)
+    return iter([(slice(0, parts[0].shape[2]), slice(0, parts[0].shape[2]))])
 
 
 def _joined(parts: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
@@ -91,27 +100,23 @@ def _sum_for(weight: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-def _row_slabs(
-    features: torch.Tensor, channels: int, values: int, before: int = 0, after: int = 0
-) -> Iterator[tuple[slice, slice]]:
+def _row_slabs(features: torch.Tensor, channels: int, before: int = 0, after: int = 0) -> Iterator[tuple[slice, slice]]:
     """Slabs along x, for whose results a convolution reads so many rows before and after them: the slab, and what is
-    read. In all there are so many channels of results, in a slab about so many values.
+    read. In all there are so many channels of results.
     """
     side = features.shape[2]
-    slabs = max(1, min(side // LEAST_ROWS, len(features) * channels * features[0, 0].numel() // values))
+    slabs = max(1, min(side // LEAST_ROWS, len(features) * channels * features[0, 0].numel() // _VALUES))
     for start, stop in pairwise(number * side // slabs for number in range(slabs + 1)):
         yield slice(start, stop), slice(max(0, start - before), stop + after)
 
 
-def _convolved_back(
-    gradient: torch.Tensor, features: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of what a convolution with a padding of 1 read, and of its weight."""
-    ones, wanted = [1, 1, 1], [True, True, False]
-    to_features, to_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, features, weight, None, ones, ones, ones, False, [0, 0, 0], 1, wanted
+def _convolved_back(gradient: torch.Tensor, features: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The gradients of what a convolution with a padding of 1 read, of its weight and of its bias."""
+    ones, wanted = [1, 1, 1], [True, True, True]
+    found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
+        gradient, features, weight, [len(weight)], ones, ones, ones, False, [0, 0, 0], 1, wanted
     )
-    return to_features, to_weight
+    return found
 
 
 def _interleaved(result: torch.Tensor, kinds: torch.Tensor, rows: slice) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -129,7 +134,7 @@ class _Convolved(torch.autograd.Function):
     def forward(context: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         context.save_for_backward(features, weight)
         result = features.new_empty(len(features), len(weight), *features.shape[2:])
-        for rows, read in _row_slabs(features, len(weight), _VALUES, before=1, after=1):
+        for rows, read in _row_slabs(features, len(weight), before=1, after=1):
             own = slice(rows.start - read.start, rows.stop - read.start)
             result[:, :, rows] = functional.conv3d(features[:, :, read], weight, bias, padding=1)[:, :, own]
         return result
@@ -138,16 +143,16 @@ class _Convolved(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         features, weight = context.saved_tensors
-        to_features, to_weight = torch.zeros_like(features), _sum_for(weight)
-        for rows, read in _row_slabs(features, len(weight), _VALUES, before=1, after=1):
+        to_features, sums = torch.zeros_like(features), (_sum_for(weight), _sum_for(weight[:, 0, 0, 0, 0]))
+        for rows, read in _row_slabs(features, len(weight), before=1, after=1):
             upstream = torch.zeros_like(gradient[:, :, read])
             upstream[:, :, rows.start - read.start : rows.stop - read.start] = gradient[:, :, rows]
-            part, more = _convolved_back(upstream, features[:, :, read], weight)
+            part, *more = _convolved_back(upstream, features[:, :, read], weight)
             to_features[:, :, read] += part
-            to_weight += more
+            for one, other in zip(sums, more, strict=True):
+                one += other
             del upstream, part
-        to_bias = gradient.sum((0, 2, 3, 4), dtype=to_weight.dtype)
-        return to_features, to_weight.to(weight.dtype), to_bias.to(weight.dtype)
+        return to_features, sums[0].to(weight.dtype), sums[1].to(weight.dtype)
 
 
 def as_computed(*tensors: torch.Tensor) -> list[torch.Tensor]:
