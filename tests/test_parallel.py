@@ -114,6 +114,7 @@ def test_shares_of_a_batch_make_up_the_batch(cases):
             job(federation={"algorithm": "fedprox", "proximal_mu": 0.5}, optimizer="sgd"), False, 1e-4, id="FedProx"
         ),
         pytest.param(job(), False, 1e-4, id="Novograd"),
+        pytest.param(job(recompute=True), False, 1e-4, id="computing again"),
         pytest.param(job(loss="dice_focal", optimizer="adam", batch_size=2), False, 1e-3, id="Adam, MONAI's loss"),
     ],
 )
