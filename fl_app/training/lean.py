@@ -197,3 +197,11 @@ def make_lean(block: nn.Module) -> None:
             inner.__class__ = LeanADN
         elif type(inner) is GuardedConv3d and inner.out_channels <= FEW_CHANNELS:
             inner.__class__ = SlabbedConv3d
+
+
+def is_lean(network: nn.Module) -> bool:
+    """Whether a network is so made that its loss may write over the logits, too.
+
+    Others hold the most where the backward pass begins: the memory model of networks of cells relies on it.
+    """
+    return any(isinstance(each, LeanSkip) for each in network.modules())

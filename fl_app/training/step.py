@@ -10,6 +10,7 @@ from torch import nn
 from fl_app.config import TrainingSettings
 from fl_app.training.freezing import lower_frozen
 from fl_app.training.layers import adapt_layers
+from fl_app.training.lean import is_lean
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name
 
@@ -89,7 +90,9 @@ class RandomSteps:
         if settings.frozen_share:
             lower_frozen(self.network, self._precision.kind)
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
-        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(settings.loss, settings.recompute)
+        self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(
+            settings.loss, is_lean(self.network)
+        )
         self._settings = settings
         trained = [each for each in self.network.parameters() if each.requires_grad and pulled]
         self.reference: Pairs = [(each, each.detach().clone()) for each in trained]
