@@ -280,8 +280,10 @@ def test_weights_updated_one_by_one_take_the_same_step(data, asked, optimizer, a
         torch.testing.assert_close(start[name], value, atol=1e-6, rtol=1e-5)
     plain, early = (trained(asked, data, 4, early_update=each, **changes) for each in (False, True))
     assert all(each.grad is None for each in early.network.parameters())
+    # instance normalisation takes a bias before it away: its gradient is rounding, which the optimisers scale up
     for name, value in plain.all_values().items():
-        torch.testing.assert_close(early.all_values()[name], value, atol=0.01, rtol=0.01)
+        if not name.endswith("conv.bias"):
+            torch.testing.assert_close(early.all_values()[name], value, atol=0.01, rtol=0.01)
     assert not early.holds(start)
 
 

@@ -116,6 +116,17 @@ def test_a_loss_that_may_overwrites_the_logits_with_their_gradient():
     assert torch.equal(given.grad, kept.grad) and torch.equal(logits, kept.grad)
 
 
+def test_the_same_step_gives_the_same_gradients_bit_for_bit():
+    torch.manual_seed(0)
+    networks = [recompute(adapt_layers(unet(channels=(8, 16, 32)).float()))]
+    networks.append(copy.deepcopy(networks[0]))
+    images, labels = torch.randn(2, 1, 48, 40, 24), torch.randint(0, 3, (2, 1, 48, 40, 24))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, one = gradients(networks[0], DiceCrossEntropy(overwrite=True), images, labels)
+        _, other = gradients(networks[1], DiceCrossEntropy(overwrite=True), images, labels)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
 def test_novograd_in_slabs_moves_weights_as_in_one_piece(decay, layout):
