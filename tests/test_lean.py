@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from monai.networks.blocks.acti_norm import ADN
+from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.unet import UNet
 from monai.optimizers.novograd import Novograd
 
@@ -114,6 +115,14 @@ def test_a_loss_that_may_overwrites_the_logits_with_their_gradient():
     logits = given * 1
     DiceCrossEntropy(overwrite=True)(logits, labels).backward()
     assert torch.equal(given.grad, kept.grad) and torch.equal(logits, kept.grad)
+
+
+def test_blocks_that_are_computed_again_already_are_left_as_they_are():
+    network = recompute(adapt_layers(unet()))
+    kinds = [type(each) for each in network.modules()]
+    assert [type(each) for each in recompute(network).modules()] == kinds
+    inner = network.model[-1][-1].conv[0]
+    assert type(inner) is Convolution, "a block's own parts are computed again with it, not by themselves as well"
 
 
 def test_the_same_step_gives_the_same_gradients_bit_for_bit():

@@ -42,6 +42,7 @@ _BLOCKS = (
     StemDown,
     StemUp,
     SwinTransformerBlock,
+    LeanUp,
 )
 
 
@@ -61,7 +62,6 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 
 _LEAN: dict[type[nn.Module], type[nn.Module]] = {Convolution: LeanConvolution, ResidualUnit: LeanResidualUnit}
 _RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {kind: _recomputed(_LEAN.get(kind, kind)) for kind in _BLOCKS}
-_RECOMPUTED_UP = _recomputed(LeanUp)
 
 
 def recompute(network: nn.Module) -> nn.Module:
@@ -75,12 +75,13 @@ def recompute(network: nn.Module) -> nn.Module:
         if type(skip) is SkipConnection and skip.mode == "cat" and skip.dim == 1 and type(first) is Convolution:
             skip.__class__ = LeanSkip
             if up is not first:
-                recompute(up)
-                up.__class__ = _RECOMPUTED_UP
+                up.__class__ = LeanUp
     for child in children:
         if type(child) in _RECOMPUTED:
+            if isinstance(child, LeanUp):  # its blocks are computed again one by one, and all together
+                recompute(child)
             child.__class__ = _RECOMPUTED[type(child)]
             make_lean(child)
-        else:
+        elif type(child) not in _RECOMPUTED.values():  # of which a second time would compute the parts again, too
             recompute(child)
     return network
