@@ -6,13 +6,15 @@ each class and voxel of the patch, a fifth of what training a small U-Net takes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from fl_app.training.slabs import slabs
 
 _SMOOTH = 1e-5  # MONAI's smooth_nr and smooth_dr
 _CHUNK_VALUES = 2**16  # computed at a time: 256 KiB in fp32, which is quicker, too, and adds little to the peak
@@ -71,7 +73,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         counts = torch.zeros(3 * classes + 1, dtype=exact, device=logits.device)
         sums, entropy = counts[1:].view(3, classes), counts[0]  # p t, p, t
         ctx.voxels, ctx.overwrite = labels.numel(), overwrite
-        for part in _chunks(logits):
+        for part in slabs(logits, 2, _CHUNK_VALUES):
             log_p, target = logits[:, :, part].to(exact).log_softmax(1), labels[:, 0, part]
             masks = [(target == each).to(exact) for each in range(classes)]
             # products of whole planes: on a CPU far quicker than gathering voxel by voxel
@@ -100,7 +102,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         inside = outside - 2 / total / (classes - 1)
         share = 1 / ctx.voxels
         gradient = logits if ctx.overwrite else torch.empty_like(logits)
-        for part in _chunks(logits):
+        for part in slabs(logits, 2, _CHUNK_VALUES):
             p, target = logits[:, :, part].to(sums.dtype).softmax(1), labels[:, 0, part]
             masks = [(target == each).to(p.dtype) for each in range(classes)]
             slopes = [outside[each] + (inside[each] - outside[each]) * masks[each] for each in range(1, classes)]
@@ -112,10 +114,3 @@ class _DiceCrossEntropy(torch.autograd.Function):
                 rise = p[:, each].mul_(slope.sub_(mean)).sub_(masks[each], alpha=share)
                 gradient[:, each, part] = rise.mul_(upstream)
         return gradient, None, None, None
-
-
-def _chunks(logits: torch.Tensor) -> Iterator[slice]:
-    """Slabs along the first spatial axis."""
-    width = logits.shape[2]
-    thick = max(1, _CHUNK_VALUES * width // max(1, logits.numel()))
-    return (slice(start, start + thick) for start in range(0, width, thick))

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fl_app.training.layers import FEW_CHANNELS, GuardedConv3d, QuickConvTranspose3d, computed_on_cpu
-from fl_app.training.slabs import LEAST_ROWS, as_computed, convolved
+from fl_app.training.slabs import LEAST_ROWS, as_computed, convolved, slabs
 
 _SLAB_VALUES = {"cpu": 2**16, "cuda": 2**20}  # that are computed at a time at least; in fp32
 _SLABS = {"cpu": 32, "cuda": 8}  # at most; a GPU is slow with small ones
@@ -94,10 +94,8 @@ class _Affine:
 
 
 def _slabs(patch: torch.Tensor) -> Iterator[slice]:
-    width = patch.shape[1]
-    device = patch.device.type
-    thick = max(1, _SLAB_VALUES[device] * width // patch.numel(), width // _SLABS[device])
-    return (slice(start, start + thick) for start in range(0, width, thick))
+    device, values = patch.device.type, patch.numel()
+    return slabs(patch, 1, max(_SLAB_VALUES[device], -(-values // _SLABS[device])))
 
 
 class LeanADN(ADN):
@@ -199,8 +197,8 @@ def make_lean(block: nn.Module) -> None:
             inner.__class__ = SlabbedConv3d
 
 
-def is_lean(network: nn.Module) -> bool:
-    """Whether a network is so made that its loss may write over the logits, too.
+def may_lose_logits(network: nn.Module) -> bool:
+    """Whether a network is so lean that its loss may write over the logits, too.
 
     Others hold the most where the backward pass begins: the memory model of networks of cells relies on it.
     """

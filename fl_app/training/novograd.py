@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from monai.optimizers.novograd import Novograd
 
+from fl_app.training.slabs import slabs
+
 _SLAB_VALUES = 2**16  # of a weight, that are computed at a time
 
 
@@ -53,9 +55,8 @@ class SlabbedNovograd(Novograd):
         square, squares = torch.linalg.vector_norm(weight.grad).square(), state["exp_avg_sq"]
         squares.copy_(torch.where(squares == 0, square, squares * square_share + square * (1 - square_share)))
         length = squares.sqrt() + group["eps"]
-        rows = max(1, _SLAB_VALUES * len(weight) // weight.numel())
-        parts = (each.split(rows) for each in (weight, weight.grad, state["exp_avg"]))
-        for values, gradient, momentum in zip(*parts, strict=True):
+        for rows in slabs(weight, 0, _SLAB_VALUES):
+            values, gradient, momentum = (each[rows] for each in (weight, weight.grad, state["exp_avg"]))
             gradient.div_(length).add_(values, alpha=group["weight_decay"])
             if group["grad_averaging"]:
                 gradient.mul_(1 - mean_share)

@@ -1,4 +1,4 @@
-"""Convolutions that are computed slab by slab along x, so that what is between them is there for one slab at a time."""
+"""What is computed slab by slab, so that what is between is there for one slab at a time; convolutions so along x."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from torch.nn import functional
 
 _VALUES = 2**15  # of a slab's results
 LEAST_ROWS = 6
+
+
+def slabs(values: torch.Tensor, axis: int, most: int) -> Iterator[slice]:
+    """Slabs along an axis, of about so many values and of one row at least."""
+    width = values.shape[axis]
+    thick = max(1, most * width // max(1, values.numel()))
+    return (slice(start, start + thick) for start in range(0, width, thick))
 
 
 def doubled(channels: int, kernel: torch.Tensor, bias: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from fl_app.config import TrainingSettings
 from fl_app.training.freezing import lower_frozen
 from fl_app.training.layers import adapt_layers
-from fl_app.training.lean import is_lean
+from fl_app.training.lean import may_lose_logits
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name
 
@@ -91,7 +91,7 @@ class RandomSteps:
             lower_frozen(self.network, self._precision.kind)
         self.images = self._precision.ready(torch.rand(batch_size, 1, *patch))
         self.loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = build_loss(
-            settings.loss, is_lean(self.network)
+            settings.loss, may_lose_logits(self.network)
         )
         self._settings = settings
         trained = [each for each in self.network.parameters() if each.requires_grad and pulled]

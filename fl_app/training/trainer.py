@@ -23,7 +23,7 @@ from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
 from fl_app.training.layers import adapt_layers
-from fl_app.training.lean import is_lean
+from fl_app.training.lean import may_lose_logits
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate, moved_state
 from fl_app.training.parallel import Alone, Pull
@@ -111,7 +111,7 @@ class Trainer:
         )
         self.after_step: Callable[[], None] = lambda: None
         self.team = Alone()
-        self._loss = build_loss(job.training.loss, is_lean(self.network))
+        self._loss = build_loss(job.training.loss, may_lose_logits(self.network))
         self._optimizer = build_optimizer(job.training, self.network)
 
     def trained_names(self) -> frozenset[str]:
