@@ -154,8 +154,8 @@ def test_novograd_in_slabs_moves_weights_as_in_one_piece(decay, layout):
             with optimizer.slab_by_slab() if isinstance(optimizer, SlabbedNovograd) else nullcontext():
                 optimizer.step()
     for before, whole, slabs in zip(start.parameters(), *(each.parameters() for each in networks), strict=True):
-        assert (slabs - whole).norm() <= 5e-3 * (whole - before).norm(), "the momentum is in bf16"
+        assert (slabs - whole).norm() <= 1e-2 * (whole - before).norm(), "the momentum is in 8 bits"
     for state, other in zip(*(each.state.values() for each in optimizers), strict=True):
         assert state["step"] == other["step"] == 5
         torch.testing.assert_close(state["exp_avg_sq"], other["exp_avg_sq"], rtol=1e-5, atol=0)
-        assert other["exp_avg"].dtype == torch.bfloat16
+        assert other["exp_avg"].dtype == torch.int8

@@ -28,7 +28,8 @@ def memory_model(job: Job, space: SearchSpace, device: torch.device) -> MemoryMo
     """What training takes by calculation alone, for a job on a kind of device."""
     training = job.training
     precision, momenta = choose_precision(training.precision, device), 2 if training.optimizer.startswith("adam") else 1
-    copies = 2 + momenta if _keeps_gradients(job, device) else 1 + momenta / 2
+    rounded = momenta / (4 if training.optimizer == "novograd" else 2)  # 8 bits of 32, or 16
+    copies = 2 + momenta if _keeps_gradients(job, device) else 1 + rounded
     return MemoryModel(
         space,
         organs=len(job.data.labels),
