@@ -31,7 +31,9 @@ _NORMALISES_INNERMOST = ("unet", "segresnet", "vnet", "ahnet", "swinunetr")
 
 def network_sizes() -> dict[str, tuple[str | None, ...]]:
     """The sizes that each network comes in; (None,) where it has other settings, or none, for its size."""
-    return {name: ("small", "medium", "large") if "size" in has else (None,) for name, has in _HAS.items()}
+    usual = ("small", "medium", "large")
+    sized = {name: usual if "size" in has else (None,) for name, has in _HAS.items()}
+    return {**sized, "dynunet": ("tiny", *usual)}
 
 
 class NetworkSettings(Settings):
@@ -42,10 +44,10 @@ class NetworkSettings(Settings):
         description="MONAI's networks. unet: residual U-Net; dynunet: nnU-Net's, planned from data.patch_voxels and "
         "data.spacing_mm; dints: a fixed network of DiNTS's search space",
     )
-    size: Literal["small", "medium", "large"] | None = Field(
+    size: Literal["tiny", "small", "medium", "large"] | None = Field(
         None,
         validate_default=True,
-        description="small, medium or large; dynunet, ahnet, unetr, swinunetr and dints (docs/networks.md)",
+        description="small, medium or large; dynunet (also tiny), ahnet, unetr, swinunetr, dints (docs/networks.md)",
     )
     channels: tuple[Positive, ...] | None = Field(
         None,
@@ -82,6 +84,15 @@ class NetworkSettings(Settings):
         if default is None:
             raise mistake(f"no setting of {name}, which has {', '.join(_HAS[name])}; leave it out")
         return value
+
+    @field_validator("size")
+    @classmethod
+    def _network_comes_in_it(cls, size: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name", "unet")
+        sizes = network_sizes()[name]
+        if size not in sizes:
+            raise mistake(f"one of {', '.join(map(str, sizes))}: {name} has no other")
+        return size
 
     @field_validator("channels")
     @classmethod

@@ -97,9 +97,9 @@ def _segresnet(job: Job, classes: int) -> nn.Module:
 
 
 def _dynunet(job: Job, classes: int) -> nn.Module:
-    """nnU-Net's plain U-Net (Isensee et al., Nature Methods 2021): medium has its width, small half, large double."""
+    """nnU-Net's plain U-Net (Isensee et al., Nature Methods 2021): medium has its width."""
     plan = plan_unet(job.data.patch_voxels, job.data.spacing_mm)
-    width = {"small": 16, "medium": 32, "large": 64}[str(job.network.size)]
+    width = {"tiny": 8, "small": 16, "medium": 32, "large": 64}[str(job.network.size)]
     network = DynUNet(
         spatial_dims=3,
         in_channels=1,
