@@ -7,6 +7,9 @@ takes. Every row takes the same number of optimiser steps at each site; for the 
 among them, and the generations that choose have none. Fine-tuning adds the same steps to all. The budgets bind the
 searched rows and those "in budget" only: the others train networks that break some of them, which the table marks.
 
+All rows take more than two hours on two cores; without ``--only`` those are run that compare the search with the usual
+networks, and not what was tried besides.
+
 Runs that are finished are kept in the folder and not run again, so the command can be ended and started anew. No
 FLARE process is started: the sites take turns in one process, with the same workflow (`fl_app.rehearsal`).
 """
@@ -27,6 +30,18 @@ from fl_app.simulation.sites import threads_of_each
 from fl_app.site import SiteSettings
 
 BUDGETS = (1.0, 0.75, 0.5, 0.25)
+TABLE = [
+    "local",
+    "centralised",
+    "unet",
+    "segresnet",
+    "dynunet",
+    "unet in budget",
+    "search width",
+    "search random",
+    "search consensus",
+    "search nested",
+]
 
 
 def run_row(arguments: argparse.Namespace, seed: int, name: str) -> str:
@@ -59,7 +74,9 @@ def read_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tuning", type=int, default=40)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares of the U-Net's memory")
     parser.add_argument("--supernet-share", type=float, default=0.2, help="of the steps, that the supernet takes")
-    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), help="rows to run; default: all")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(ROWS), default=TABLE, help="rows to run; default: %(default)s"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="rows that are run at one time, which share the cores")
     parser.add_argument("--print", action="store_true", help="only print what there is")
     return parser.parse_args(given)

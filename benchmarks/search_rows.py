@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from benchmarks import plain_tuning
+from benchmarks.plain_tuning import tune_to_the_end
 from benchmarks.steps import CPU, QUICK, steps_of
 from benchmarks.timing import in_turns
 from fl_app.baselines import train_baseline
@@ -25,7 +27,7 @@ from fl_app.training.fitting import training_memory
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
-SEGRESNET = (8, 16)  # has as many parameters as that U-Net
+SEGRESNET = (8, 16)  # has as many parameters as that U-Net; a tiny DynUNet has 1.0 million
 _TIMED_STEPS = 3
 
 
@@ -192,18 +194,21 @@ class Row:
         assert result.personal is not None
         rounds = [*result.rounds, *(result.search.supernet_rounds + result.search.rounds if result.search else [])]
         costs = Costs(job, result)
+        models: dict[str, dict[str, dict[str, Any]]] = {
+            site: {model: each.model_dump() | {"cost": costs.of(site, model)} for model, each in kept.models.items()}
+            | {"chosen": {"name": kept.chosen}}
+            for site, kept in result.personal.sites.items()
+        }
+        if not keep:
+            tuned = tune_to_the_end(job, self.folder / "result" / "model" / "best.safetensors", own)
+            for site, scores in tuned.items():
+                models[site][plain_tuning.NAME] = models[site]["federated tuned"] | scores
         return Run(
             name=self.name,
             seed=job.seed,
             seconds=seconds,
             budgets=self.budgets,
-            models={
-                site: {
-                    model: each.model_dump() | {"cost": costs.of(site, model)} for model, each in kept.models.items()
-                }
-                | {"chosen": {"name": kept.chosen}}
-                for site, kept in result.personal.sites.items()
-            },
+            models=models,
             bytes_sent=sum(site.bytes_sent for each in rounds for site in each.sites.values()),
             upload_share=upload_share(result.search) if result.search and result.search.supernet_rounds else None,
             search=result.search.model_dump(exclude={"supernet_rounds", "rounds"}) if result.search else None,
@@ -250,5 +255,5 @@ ROWS: Mapping[str, Callable[[Row], Run]] = {
     "centralised": lambda row: row.alone(together=True),
     "ditto": lambda row: row.federated(with_ditto(row.job)),
     "segresnet": lambda row: row.federated(with_network(row.job, name="segresnet", channels=SEGRESNET)),
-    "dynunet": lambda row: row.federated(with_network(row.job, name="dynunet", size="small")),
+    "dynunet": lambda row: row.federated(with_network(row.job, name="dynunet", size="tiny")),
 }

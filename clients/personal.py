@@ -177,12 +177,9 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
     CVPR 2022, section 3); a site with small patches or frozen weights needs it most.
     """
     metric, settings = job.federation.best_metric, job.personal
-    rate = job.training.learning_rate * settings.fine_tuning_rate
-    training = local.trainer.job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
-    federation = job.federation.model_copy(update={"algorithm": "fedavg"})
     local.rest()  # what the federation's optimiser remembers takes memory, too
     trainer = Trainer(
-        local.trainer.job.model_copy(update={"training": training, "federation": federation}),
+        tuning_job(local.trainer.job),
         data.training,
         local.trainer.device,
         f"{local.trainer.stream} tuned",
@@ -201,6 +198,14 @@ def _fine_tune(job: Job, data: SiteData, local: LocalNetwork) -> Validation:
             best, kept = validation, values
     local.trainer.load(kept)
     return best
+
+
+def tuning_job(job: Job) -> Job:
+    """The job whose training is the fine-tuning of this one."""
+    rate = job.training.learning_rate * job.personal.fine_tuning_rate
+    training = job.training.model_copy(update={"learning_rate": rate, "schedule": "cosine"})
+    federation = job.federation.model_copy(update={"algorithm": "fedavg"})
+    return job.model_copy(update={"training": training, "federation": federation})
 
 
 def _between(start: Values, end: Values, share: float) -> Values:

@@ -20,12 +20,13 @@ from fl_app.training.fitting import LARGE_PATCH, Fit, fit_training, is_quick
 from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
+# (least share of the patch's sides, eighths), as a site tries them: smaller patches do more harm to all sites than a
+# network that is a little narrower (docs/search.md)
+_ORDER = ((1.0, range(6, 9)), (LARGE_PATCH, WIDTHS), (0.0, WIDTHS))
 
 
 class SiteWidths:
     """Finds the widest network that fits; each is tried for a step.
-
-    A narrower network comes before small patches, which do harm to all sites.
 
     Args:
         job: the job.
@@ -52,7 +53,7 @@ class SiteWidths:
         self._plans: dict[str, Job] = {}  # how each network is trained here
 
     def ready(self, main: Fit) -> SearchReady:
-        """The widest network that fits the site's memory, and is quick enough.
+        """The widest network that fits the site's memory, and is quick enough; whole patches come first.
 
         Args:
             main: how the job's own network is trained here.
@@ -60,9 +61,10 @@ class SiteWidths:
         Raises:
             BudgetError: not even the narrowest is.
         """
-        eighths, fit, quick = self._widest(_with_patches(self._job, LARGE_PATCH), main)
-        if not fit.fits:
-            eighths, fit, quick = self._widest(self._job, main)
+        for least, widths in _ORDER:
+            eighths, fit, quick = self._widest(_with_patches(self._job, least), widths, main)
+            if fit.fits and quick:
+                break
         if not fit.fits:
             raise BudgetError(
                 f"the narrowest form of network.channels takes {mebibytes(fit.memory_bytes)} in training here, and the "
@@ -84,13 +86,13 @@ class SiteWidths:
         )
         return SearchReady(budget_bytes=self._budget, main_bytes=main.memory_bytes, widest=widest)
 
-    def _widest(self, job: Job, main: Fit) -> tuple[int, Fit, bool]:
+    def _widest(self, job: Job, widths: range, main: Fit) -> tuple[int, Fit, bool]:
         """The widest network that fits, and is quick enough, in eighths; if there is none, the narrowest. And whether
         it is quick.
         """
         saving = main.saving
         known = not saving.frozen_share and saving.patch_share >= job.training.least_patch_share
-        for eighths in reversed(WIDTHS):
+        for eighths in reversed(widths):
             fit = main if known and eighths == WIDTHS[-1] else self._fit(Width(eighths).to_json(), job)
             quick = self._is_quick(fit)
             if fit.fits and quick:

@@ -187,7 +187,7 @@ def test_a_site_takes_a_narrower_network_before_small_patches(tmp_path):
         "data: {patch_voxels: [32, 32, 32]}\nnetwork: {channels: [8, 16, 32]}\nsearch: {strategy: width}\n"
         "training: {batch_size: 1, precision: fp32, least_patch_share: %s}"
     )
-    large, small = (parse_job(text % share, "job.yaml") for share in (0.875, 0.75))
+    whole, large, small = (parse_job(text % share, "job.yaml") for share in (1, 0.875, 0.75))
 
     def taken(budget):
         settings = SiteSettings(data=tmp_path, memory_budget_gib=budget / 2**30)
@@ -198,6 +198,11 @@ def test_a_site_takes_a_narrower_network_before_small_patches(tmp_path):
     def least(job, eighths):
         return fit_training(job, CPU, 0, Width(eighths).to_json()).memory_bytes
 
+    # three quarters of the channels come before patches of 7/8 of the sides
+    budget = max(least(whole, 6), least(large, 8))
+    assert budget < least(whole, 8)
+    eighths, share = taken(budget)
+    assert 6 <= eighths < 8 and share == 1
     assert least(small, 8) < least(large, 8)
     eighths, share = taken(least(large, 8) - 1)
     assert 1 < eighths < 8 and share >= 0.875

@@ -16,23 +16,15 @@ from fl_app.training.precision import choose_precision
 from fl_app.training.trainer import ready_network
 
 LARGE_PATCH = 0.875  # of the sides: patches that are smaller do harm (docs/search.md)
-# (early_update, patch_share, frozen_share), from what costs little to what costs much: small patches do more harm than
-# weights that others train (docs/search.md)
+# (early_update, patch_share, frozen_share), from what costs little to what costs much: smaller patches do more harm
+# than weights that others train (docs/search.md)
 _SAVINGS = (
     (False, 1.0, 0.0),
-    (True, 1.0, 0.0),
-    (True, LARGE_PATCH, 0.0),
-    (True, LARGE_PATCH, 0.25),
-    (True, LARGE_PATCH, 0.5),
-    (True, LARGE_PATCH, 0.75),
-    (True, LARGE_PATCH, 0.9),
-    (True, 0.75, 0.5),
-    (True, 0.75, 0.75),
-    (True, 0.75, 0.9),
-    (True, 0.625, 0.9),
-    (True, 0.5, 0.9),
-    (True, 0.375, 0.9),
-    (True, 0.25, 0.9),
+    *((True, 1.0, frozen) for frozen in (0.0, 0.25, 0.5)),
+    *((True, 0.92, frozen) for frozen in (0.0, 0.25, 0.5)),
+    *((True, LARGE_PATCH, frozen) for frozen in (0.0, 0.25, 0.5, 0.75, 0.9)),
+    *((True, 0.75, frozen) for frozen in (0.5, 0.75, 0.9)),
+    *((True, share, 0.9) for share in (0.625, 0.5, 0.375, 0.25)),
 )
 
 
@@ -179,7 +171,7 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     settings, again = job.training, job.network.normalisation != "batch"
     # networks that differ by site share by what they hold, not by what they train; krum compares whole updates
     whole = bool(architecture) or "krum" in job.federation.aggregator
-    ways = [job]
+    ways, known = [job], set()
     for early, patch_share, frozen_share in _SAVINGS:
         early = settings.early_update or early
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
@@ -195,8 +187,10 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
             frozen_share=settings.frozen_share if whole else frozen,
         )
         right = way.training_patch == job.training_patch or way.trains_on(way.training_patch)
-        if right and way not in ways:
+        key = early, way.training_patch, way.training.frozen_share
+        if right and way != job and key not in known:
             ways.append(way)
+            known.add(key)
     return ways
 
 
