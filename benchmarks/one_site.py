@@ -35,6 +35,8 @@ WAYS: Mapping[str, dict[str, Any]] = {
     "as the others": {},
     "weights updated one by one": {"early_update": True},
     "90 % of the weights frozen": {"frozen_share": 0.9},
+    "patches of 92 %": {"patch_share": 0.92, "foreground_share": 0.75},
+    "patches of 92 %, 50 % frozen": {"patch_share": 0.92, "foreground_share": 0.75, "frozen_share": 0.5},
     "patches of 7/8": {"patch_share": 0.875, "foreground_share": 0.75},
     "patches of 7/8, 90 % frozen": {"patch_share": 0.875, "foreground_share": 0.75, "frozen_share": 0.9},
     "patches of 3/4": {"patch_share": 0.75, "foreground_share": 0.75},

@@ -27,7 +27,7 @@ from fl_app.training.fitting import training_memory
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
-SEGRESNET = (8, 16)  # has as many parameters as that U-Net; a tiny DynUNet has 1.0 million
+SEGRESNET = (8, 16)  # has as many parameters as that U-Net, and three times its operations
 _TIMED_STEPS = 3
 
 
@@ -255,5 +255,7 @@ ROWS: Mapping[str, Callable[[Row], Run]] = {
     "centralised": lambda row: row.alone(together=True),
     "ditto": lambda row: row.federated(with_ditto(row.job)),
     "segresnet": lambda row: row.federated(with_network(row.job, name="segresnet", channels=SEGRESNET)),
-    "dynunet": lambda row: row.federated(with_network(row.job, name="dynunet", size="tiny")),
+    "segresnet half": lambda row: row.federated(with_network(row.job, name="segresnet", channels=(4, 8))),
+    "dynunet": lambda row: row.federated(with_network(row.job, name="dynunet", size="small")),
+    "dynunet tiny": lambda row: row.federated(with_network(row.job, name="dynunet", size="tiny")),
 }
