@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from fl_app.rehearsal import rehearse
 from fl_app.result import Result, SearchResult
 from fl_app.site import SiteSettings
 from fl_app.training.cost import forward_flops
-from fl_app.training.fitting import training_memory
+from fl_app.training.fitting import fit_training, training_memory
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
@@ -60,6 +61,11 @@ def base_job(seed: int, rounds: int, steps: int, tuning: int) -> Job:
 def recomputing(job: Job) -> Job:
     """The same job, all sites computing activations again."""
     return job.model_copy(update={"training": job.training.model_copy(update={"recompute": True})})
+
+
+def whole_in(job: Job) -> Job:
+    """The same job, in which a site leaves no weights to others, since there are none."""
+    return job.model_copy(update={"training": job.training.model_copy(update={"most_frozen_share": 0.0})})
 
 
 def with_ditto(job: Job) -> Job:
@@ -132,10 +138,11 @@ class Costs:
             saving = self._result.sites[site].saving
         key = (architecture, saving)
         if key not in self._known:
-            self._known[key] = self._measure(architecture, saving)
+            self._known[key] = self.measure(architecture, saving)
         return self._known[key]
 
-    def _measure(self, architecture: str, saving: Saving) -> dict[str, float]:
+    def measure(self, architecture: str, saving: Saving) -> dict[str, float]:
+        """The cost of a network that is trained so."""
         training = self._job.training.model_copy(update=saving.model_dump(exclude={"window_voxels"}))
         own = self._job.model_copy(update={"training": training})
         steps = {"plain": steps_of(load_job(QUICK)), "own": steps_of(own, architecture)}
@@ -218,26 +225,32 @@ class Row:
         """The job with a search of cells."""
         return self.federated(searching(self.job, self.share, **search))
 
-    def alone(self, together: bool) -> Run:
-        """Train without federation: each site for itself, or all cases in one place."""
-        memory, cost = unet_memory(self.job), Costs(self.job).of("", self.name)
+    def alone(self, together: bool, keep: bool = False) -> Run:
+        """Train without federation.
+
+        Args:
+            together: all cases in one place; else each site for itself.
+            keep: whether each site keeps to its budget, with all weights trained.
+        """
         parameters = sum(each.numel() for each in ready_network(self.job, CPU).parameters())
-        started = time.monotonic()
-        steps = self.job.training.steps_per_round
+        steps, seconds = self.job.training.steps_per_round, 0.0
         models: dict[str, dict[str, dict[str, Any]]] = {}
         groups = [list(self.sites)] if together else [[site] for site in self.sites]
         for group in groups:
-            baseline = train_baseline(self.job, group, self.sites, steps * len(group))
+            fit = fit_training(whole_in(self.job), CPU, self.budgets[group[0]] if keep else math.inf)
+            cost = Costs(self.job).measure("", fit.saving)
+            started = time.monotonic()
+            baseline = train_baseline(fit.job, group, self.sites, steps * len(group))
+            seconds += time.monotonic() - started
             for site in group:
                 models[site] = {
                     self.name: {
                         "scores": baseline.sites[site].model_dump(),
-                        "memory_bytes": memory,
+                        "memory_bytes": fit.memory_bytes,
                         "parameters": parameters,
                         "cost": cost,
                     }
                 }
-        seconds = time.monotonic() - started
         return Run(name=self.name, seed=self.job.seed, seconds=seconds, budgets=self.budgets, models=models)
 
 
@@ -252,6 +265,7 @@ ROWS: Mapping[str, Callable[[Row], Run]] = {
     "search consensus": lambda row: row.searched(mode="consensus"),
     "search free": lambda row: row.searched(mode="free"),
     "local": lambda row: row.alone(together=False),
+    "local in budget": lambda row: row.alone(together=False, keep=True),
     "centralised": lambda row: row.alone(together=True),
     "ditto": lambda row: row.federated(with_ditto(row.job)),
     "segresnet": lambda row: row.federated(with_network(row.job, name="segresnet", channels=SEGRESNET)),

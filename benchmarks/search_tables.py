@@ -14,6 +14,7 @@ from scipy.stats import wilcoxon
 # rows of the table: the run, and the model in it
 ROWS = (
     ("local", "local"),
+    ("local in budget", "local in budget"),
     ("centralised", "centralised"),
     ("unet", "federated"),
     ("unet", "federated tuned"),
@@ -67,7 +68,7 @@ def print_tables(out: Path) -> None:
         "of the plain U-Net's"
     )
     heads = ["mean", "worst", "spread", "surface", "MiB", "param", "GFLOP", "step"]
-    print(f"{'row':<40}{'seeds':>6}" + "".join(f"{head:>8}" for head in [*sites, *heads]))
+    print(f"{'row':<44}{'seeds':>6}" + "".join(f"{head:>8}" for head in [*sites, *heads]))
     for name, model in ROWS:
         found = [run for run in runs if run["name"] == name]
         if not found:
@@ -93,7 +94,7 @@ def print_tables(out: Path) -> None:
         operations = statistics.mean(each["cost"]["operations"] for each in kept) / 1e9
         step = statistics.mean(each["cost"]["step"] for each in kept)
         print(
-            f"{label:<40}{len(found):>6}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
+            f"{label:<44}{len(found):>6}{line}{statistics.mean(means):>8.3f}{worst:>8.3f}{spread:>8.3f}{surface:>8.3f}"
             f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
@@ -138,7 +139,7 @@ def _print_tests(out: Path) -> None:
     largest = 0.0
     for rank, (p, label, difference, count) in enumerate(sorted(found)):
         largest = max(largest, min(1.0, p * (len(found) - rank)))
-        print(f"{label:<40}median difference {difference:+.4f}   p = {largest:.3f}   {count} cases")
+        print(f"{label:<44}median difference {difference:+.4f}   p = {largest:.3f}   {count} cases")
 
 
 def _cases(out: Path, name: str, model: str) -> dict[tuple[str, str, str, str], float]:
