@@ -53,11 +53,11 @@ ROWS = (
     ("search width", "taken home"),
     ("search width half", "taken home"),
 )
-COMPARED = ("unet", "federated tuned")
+COMPARED = (("unet", "federated tuned"), ("unet", "federated tuned to the end"))
 
 
 def print_tables(out: Path) -> None:
-    """Print the table of all rows, and paired tests over cases against the row to beat."""
+    """Print the table of all rows, and paired tests over cases against the rows to beat."""
     runs = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*/*.json"))]
     seeds = sorted({run["seed"] for run in runs})
     sites = sorted({site for run in runs for site in run["budgets"]})
@@ -98,7 +98,8 @@ def print_tables(out: Path) -> None:
             f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
-    _print_tests(out)
+    for compared in COMPARED:
+        _print_tests(out, runs, compared)
 
 
 def _pick(models: dict[str, Any], model: str) -> Any:
@@ -123,31 +124,34 @@ def _print_costs(runs: list[dict[str, Any]]) -> None:
         print(f"{name:<20}{seconds:>9.0f}{sent:>9.1f}{share:>14}{upload:>15}")
 
 
-def _print_tests(out: Path) -> None:
+def _print_tests(out: Path, runs: list[dict[str, Any]], compared: tuple[str, str]) -> None:
     """Wilcoxon's signed-rank test over all test cases of all sites and seeds, with Holm's correction."""
-    reference = _cases(out, *COMPARED)
+    reference = _cases(out, runs, *compared)
     found = []
     for name, model in ROWS:
-        cases = _cases(out, name, model)
+        cases = _cases(out, runs, name, model)
         common = sorted(reference.keys() & cases.keys())
-        if (name, model) == COMPARED or len(common) < 6:
+        if (name, model) == compared or len(common) < 6:
             continue
         differences = [cases[key] - reference[key] for key in common]
         p = float(wilcoxon(differences).pvalue) if any(differences) else 1.0
         found.append((p, f"{name}, {model}", statistics.median(differences), len(common)))
-    print(f"\nagainst {', '.join(COMPARED)}, paired over cases (Wilcoxon, Holm)")
+    print(f"\nagainst {', '.join(compared)}, paired over cases (Wilcoxon, Holm)")
     largest = 0.0
     for rank, (p, label, difference, count) in enumerate(sorted(found)):
         largest = max(largest, min(1.0, p * (len(found) - rank)))
         print(f"{label:<44}median difference {difference:+.4f}   p = {largest:.3f}   {count} cases")
 
 
-def _cases(out: Path, name: str, model: str) -> dict[tuple[str, str, str, str], float]:
+def _cases(out: Path, runs: list[dict[str, Any]], name: str, model: str) -> dict[tuple[int, str, str, str], float]:
     """Dice by seed, site, case and organ."""
-    file = f"test_cases_{model.replace(' ', '_')}.csv"
     found = {}
-    for path in out.glob(f"seed-*/{name}/*/{file}"):
-        with path.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                found[path.parts[-4], path.parts[-2], row["case"], row["organ"]] = float(row["dice"])
+    for run in runs:
+        for site, models in run["models"].items() if run["name"] == name else ():
+            picked = models.get("chosen", {}).get("name", "") if model == "taken home" else model
+            path = out / f"seed-{run['seed']}" / name / site / f"test_cases_{picked.replace(' ', '_')}.csv"
+            if path.exists():
+                with path.open(newline="") as stream:
+                    for row in csv.DictReader(stream):
+                        found[run["seed"], site, row["case"], row["organ"]] = float(row["dice"])
     return found
