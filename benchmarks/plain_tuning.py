@@ -16,7 +16,7 @@ from fl_app.site import SiteSettings
 from fl_app.training.reporting import test_report, write_case_scores
 from fl_app.training.trainer import Trainer
 
-NAME = "federated tuned to the end"
+TO_THE_END = "federated tuned to the end"
 
 
 def tune_to_the_end(job: Job, model: Path, sites: Mapping[str, SiteSettings]) -> dict[str, dict[str, Any]]:
@@ -36,6 +36,6 @@ def tune_to_the_end(job: Job, model: Path, sites: Mapping[str, SiteSettings]) ->
         trainer.train(1, job.personal.fine_tuning_steps, 1)
         scores = trainer.score(data.test, native=True)
         assert settings.output
-        write_case_scores(settings.output / f"test_cases_{NAME.replace(' ', '_')}.csv", scores)
+        write_case_scores(settings.output / f"test_cases_{TO_THE_END.replace(' ', '_')}.csv", scores)
         found[site] = {"scores": site_scores(test_report(scores, tuple(job.data.labels), 0.0)).model_dump()}
     return found
