@@ -24,6 +24,7 @@ from benchmarks.steps import CPU
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData, load_site_data
 from fl_app.model_file import load_model
+from fl_app.training.fitting import with_training
 from fl_app.training.reporting import validation_report
 from fl_app.training.trainer import Trainer
 from server.aggregation.weighted_mean import WeightedMean
@@ -46,8 +47,7 @@ WAYS: Mapping[str, dict[str, Any]] = {
 
 def trained(job: Job, data: SiteData, site: str, start: Values, **training: Any) -> Values:
     """By what a site changes a model in a round."""
-    own = job.model_copy(update={"training": job.training.model_copy(update=training)})
-    trainer = Trainer(own, data.training, CPU, site)
+    trainer = Trainer(with_training(job, **training), data.training, CPU, site)
     trainer.load(start)
     trainer.train(ROUND, job.training.steps_per_round, job.federation.rounds)
     return {name: value - start[name] for name, value in trainer.all_values().items()}

@@ -23,7 +23,7 @@ from fl_app.rehearsal import rehearse
 from fl_app.result import Result, SearchResult
 from fl_app.site import SiteSettings
 from fl_app.training.cost import forward_flops
-from fl_app.training.fitting import fit_training, training_memory
+from fl_app.training.fitting import fit_training, training_memory, with_training
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
@@ -59,12 +59,12 @@ def base_job(seed: int, rounds: int, steps: int, tuning: int) -> Job:
 
 def recomputing(job: Job) -> Job:
     """The same job, all sites computing activations again."""
-    return job.model_copy(update={"training": job.training.model_copy(update={"recompute": True})})
+    return with_training(job, recompute=True)
 
 
 def whole_in(job: Job) -> Job:
     """The same job, in which a site leaves no weights to others, since there are none."""
-    return job.model_copy(update={"training": job.training.model_copy(update={"most_frozen_share": 0.0})})
+    return with_training(job, most_frozen_share=0.0)
 
 
 def with_ditto(job: Job) -> Job:
@@ -135,15 +135,17 @@ class Costs:
                 architecture = str(self._result.search.consensus)
         elif self._result:
             saving = self._result.sites[site].saving
+        return self.trained(architecture, saving)
+
+    def trained(self, architecture: str, saving: Saving) -> dict[str, float]:
+        """The same of a network that is trained in a way that saves memory; measured once."""
         key = (architecture, saving)
         if key not in self._known:
-            self._known[key] = self.measure(architecture, saving)
+            self._known[key] = self._measure(architecture, saving)
         return self._known[key]
 
-    def measure(self, architecture: str, saving: Saving) -> dict[str, float]:
-        """The cost of a network that is trained so."""
-        training = self._job.training.model_copy(update=saving.model_dump(exclude={"window_voxels"}))
-        own = self._job.model_copy(update={"training": training})
+    def _measure(self, architecture: str, saving: Saving) -> dict[str, float]:
+        own = with_training(self._job, **saving.model_dump(exclude={"window_voxels"}))
         steps = {"plain": steps_of(load_job(QUICK)), "own": steps_of(own, architecture)}
         seconds = in_turns({name: each.step for name, each in steps.items()}, _TIMED_STEPS)
         share = statistics.median(seconds["own"]) / statistics.median(seconds["plain"])
@@ -232,12 +234,12 @@ class Row:
             keep: whether each site keeps to its budget, with all weights trained.
         """
         parameters = sum(each.numel() for each in ready_network(self.job, CPU).parameters())
-        steps, seconds = self.job.training.steps_per_round, 0.0
+        steps, seconds, costs = self.job.training.steps_per_round, 0.0, Costs(self.job)
         models: dict[str, dict[str, dict[str, Any]]] = {}
         groups = [list(self.sites)] if together else [[site] for site in self.sites]
         for group in groups:
             fit = fit_training(whole_in(self.job), CPU, self.budgets[group[0]] if keep else math.inf)
-            cost = Costs(self.job).measure("", fit.saving)
+            cost = costs.trained("", fit.saving)
             started = time.monotonic()
             baseline = train_baseline(fit.job, group, self.sites, steps * len(group))
             seconds += time.monotonic() - started

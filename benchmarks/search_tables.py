@@ -6,6 +6,7 @@ import csv
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ ROWS = (
     ("search width", "taken home"),
     ("search width half", "taken home"),
 )
+_Cases = dict[tuple[int, str, str, str], float]  # Dice by seed, site, case and organ
 COMPARED = (("unet", "federated tuned"), ("unet", "federated tuned to the end"))
 
 
@@ -94,8 +96,9 @@ def print_tables(out: Path) -> None:
             f"{mebibytes:>7.1f}{'*' if breaks else ' '}{millions:>8.2f}{operations:>8.1f}{step:>8.2f}"
         )
     _print_costs(runs)
+    scores = {row: _cases(out, runs, *row) for row in ROWS}
     for compared in COMPARED:
-        _print_tests(out, runs, compared)
+        _print_tests(scores, compared)
 
 
 def _pick(models: dict[str, Any], model: str) -> Any:
@@ -120,18 +123,17 @@ def _print_costs(runs: list[dict[str, Any]]) -> None:
         print(f"{name:<20}{seconds:>9.0f}{sent:>9.1f}{share:>14}{upload:>15}")
 
 
-def _print_tests(out: Path, runs: list[dict[str, Any]], compared: tuple[str, str]) -> None:
+def _print_tests(scores: Mapping[tuple[str, str], _Cases], compared: tuple[str, str]) -> None:
     """Wilcoxon's signed-rank test over all test cases of all sites and seeds, with Holm's correction."""
-    reference = _cases(out, runs, *compared)
+    reference = scores[compared]
     found = []
-    for name, model in ROWS:
-        cases = _cases(out, runs, name, model)
+    for row, cases in scores.items():
         common = sorted(reference.keys() & cases.keys())
-        if (name, model) == compared or len(common) < 6:
+        if row == compared or len(common) < 6:
             continue
         differences = [cases[key] - reference[key] for key in common]
         p = float(wilcoxon(differences).pvalue) if any(differences) else 1.0
-        found.append((p, f"{name}, {model}", statistics.median(differences), len(common)))
+        found.append((p, ", ".join(row), statistics.median(differences), len(common)))
     print(f"\nagainst {', '.join(compared)}, paired over cases (Wilcoxon, Holm)")
     largest = 0.0
     for rank, (p, label, difference, count) in enumerate(sorted(found)):
@@ -139,7 +141,7 @@ def _print_tests(out: Path, runs: list[dict[str, Any]], compared: tuple[str, str
         print(f"{label:<44}median difference {difference:+.4f}   p = {largest:.3f}   {count} cases")
 
 
-def _cases(out: Path, runs: list[dict[str, Any]], name: str, model: str) -> dict[tuple[int, str, str, str], float]:
+def _cases(out: Path, runs: list[dict[str, Any]], name: str, model: str) -> _Cases:
     """Dice by seed, site, case and organ."""
     found = {}
     for run in runs:

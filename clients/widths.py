@@ -16,7 +16,7 @@ from fl_app.networks.space.decoding import mebibytes
 from fl_app.networks.widths import WIDTHS, Width
 from fl_app.site import SiteSettings
 from fl_app.training.device import memory_budget
-from fl_app.training.fitting import LARGE_PATCH, Fit, fit_training, is_quick
+from fl_app.training.fitting import LARGE_PATCH, Fit, fit_training, is_quick, with_training
 from fl_app.training.trainer import Trainer
 
 _logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SiteWidths:
         """
         for least, widths in _ORDER:
             eighths, fit, quick = self._widest(_with_patches(self._job, least), widths, main)
-            if fit.fits and quick:
+            if fit.fits and (quick or widths == WIDTHS):  # smaller patches make no window quicker
                 break
         if not fit.fits:
             raise BudgetError(
@@ -120,6 +120,4 @@ class SiteWidths:
 
 def _with_patches(job: Job, least: float) -> Job:
     """The same job, whose training patches have such a share of the sides at least."""
-    training = job.training
-    least = max(least, training.least_patch_share)
-    return job.model_copy(update={"training": training.model_copy(update={"least_patch_share": least})})
+    return with_training(job, least_patch_share=max(least, job.training.least_patch_share))

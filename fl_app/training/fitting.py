@@ -178,7 +178,7 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
         # a smaller patch holds an organ less often: half of those that would be drawn anywhere are centred on one
         centred = (1 + settings.foreground_share) / 2 if patch < settings.patch_share else settings.foreground_share
-        way = _with(
+        way = with_training(
             job,
             recompute=again,
             early_update=early,
@@ -194,5 +194,6 @@ def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
     return ways
 
 
-def _with(job: Job, **settings: object) -> Job:
+def with_training(job: Job, **settings: object) -> Job:
+    """The same job with other settings of ``training``."""
     return job.model_copy(update={"training": job.training.model_copy(update=settings)})
