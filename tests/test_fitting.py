@@ -368,7 +368,7 @@ def test_a_site_with_little_memory_takes_part_with_the_whole_network(data, asked
     # instance normalisation takes a bias before it away: its gradient is rounding, which Novograd scales up
     for name, weight in weights[0].items():
         if not name.endswith("conv.bias"):
-            near = 1e-3 * float(weight.abs().max())
+            near = 5e-3 * float(weight.abs().max())
             torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=near, msg=name)
     assert [each.dice for each in little.rounds] == pytest.approx([each.dice for each in much.rounds], abs=1e-3)
     kept = little.personal.sites["site-1"].models

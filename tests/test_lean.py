@@ -10,6 +10,8 @@ from monai.networks.blocks.convolutions import Convolution
 from monai.networks.nets.unet import UNet
 from monai.optimizers.novograd import Novograd
 
+from fl_app.config import TrainingSettings
+from fl_app.training.cost import training_memory
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.layers import adapt_layers
 from fl_app.training.lean import make_lean
@@ -79,7 +81,7 @@ def test_normalisation_and_activation_have_their_gradients_in_any_layout(layout,
     plain = moved(ADN(in_channels=shape[1], act="PRELU", norm=INSTANCE, norm_dim=3, dropout=0.0).double())
     lean = copy.deepcopy(plain)
     make_lean(lean)
-    assert lean.is_lean
+    assert lean.following
     upstream = torch.randn(shape, dtype=torch.double)
     features = torch.randn(shape, dtype=torch.double).to(memory_format=layout)
     wanted, found = (features.clone().requires_grad_() for _ in range(2))
@@ -105,6 +107,50 @@ def test_rounding_takes_it_no_farther_from_the_true_gradients_than_the_plain_net
         loss(logits, labels).backward()
         far[name] = max((each.grad - wanted[key]).norm() / largest for key, each in network.named_parameters())
     assert far["lean"] <= 1.5 * far["plain"] < 0.5, far
+
+
+@pytest.mark.parametrize("frozen", ["model.0", "model.1.submodule.0", "model.2.0", "model.2.1"])
+def test_frozen_blocks_leave_the_gradients_of_the_others_as_they_are(frozen):
+    torch.manual_seed(0)
+    plain = moved(unet(channels=(3, 4, 5, 6), strides=(2, 2, 2)))
+    for name, each in plain.named_parameters():
+        each.requires_grad_(not name.startswith(frozen))
+    lean = recompute(adapt_layers(copy.deepcopy(plain)))
+    images, labels = torch.randn(1, 1, 48, 16, 16, dtype=torch.double), torch.randint(0, 3, (1, 1, 48, 16, 16))
+    _, wanted = gradients(plain, DiceCrossEntropy(), images, labels)
+    _, found = gradients(lean, DiceCrossEntropy(overwrite=True), images, labels)
+    for name, slope in wanted.items():
+        if name.startswith(frozen):
+            assert found[name] is None
+        else:
+            torch.testing.assert_close(found[name], slope, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_gradients_of_several_batches_add_up():
+    torch.manual_seed(0)
+    plain = moved(unet())
+    lean = recompute(adapt_layers(copy.deepcopy(plain)))
+    for _ in range(2):
+        images, labels = torch.randn(1, 1, 16, 16, 8, dtype=torch.double), torch.randint(0, 3, (1, 1, 16, 16, 8))
+        _, wanted = gradients(plain, DiceCrossEntropy(), images, labels)
+        before = images.clone().requires_grad_()
+        _, found = gradients(lean, DiceCrossEntropy(overwrite=True), before, labels)
+    for name, slope in wanted.items():
+        torch.testing.assert_close(found[name], slope, rtol=1e-6, atol=1e-8, msg=name)
+    [to_images] = torch.autograd.grad(DiceCrossEntropy()(plain(again := images.requires_grad_()), labels), again)
+    torch.testing.assert_close(before.grad, to_images)
+
+
+def test_a_step_holds_two_maps_of_the_first_level_and_two_of_the_result():
+    torch.manual_seed(0)
+    network = recompute(adapt_layers(unet(channels=(16, 16, 16)).float()))
+    patch = (64, 64, 32)
+    settings = TrainingSettings(recompute=True, early_update=True)
+    taken = training_memory(network, patch, 1, torch.device("cpu"), "fp32", settings)
+    first = 4 * 16 * 32 * 32 * 16  # bytes
+    logits = 4 * 3 * 64 * 64 * 32
+    image = 4 * 64 * 64 * 32
+    assert taken.peak - taken.parameters - taken.optimizer - image < 2.6 * (first + logits)
 
 
 def test_a_loss_that_may_overwrites_the_logits_with_their_gradient():

@@ -20,7 +20,7 @@ LARGE_PATCH = 0.875  # of the sides: patches that are smaller do harm (docs/sear
 # than weights that others train (docs/search.md)
 _SAVINGS = (
     (False, 1.0, 0.0),
-    *((True, 1.0, frozen) for frozen in (0.0, 0.25, 0.5)),
+    *((True, 1.0, frozen) for frozen in (0.0, 0.25, 0.5, 0.625, 0.75)),
     *((True, 0.92, frozen) for frozen in (0.0, 0.25, 0.5)),
     *((True, LARGE_PATCH, frozen) for frozen in (0.0, 0.25, 0.5, 0.75, 0.9)),
     *((True, 0.75, frozen) for frozen in (0.5, 0.75, 0.9)),

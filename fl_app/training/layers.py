@@ -6,7 +6,6 @@ Each takes the place of one of torch's, with the same names and weights, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -15,7 +14,9 @@ from monai.networks.blocks.acti_norm import ADN
 from torch import nn
 from torch.nn import functional
 
-from fl_app.training.slabs import as_computed, doubled
+from fl_app.training.blocks import block
+from fl_app.training.convolving import Convolving, Smoothing, Striding
+from fl_app.training.transposing import Doubling, Transposing
 
 _BLOCK = 16  # channels that a CPU computes at once
 FEW_CHANNELS = 4  # so few that what a CPU computes for nothing matters
@@ -40,6 +41,14 @@ class GuardedConv3d(nn.Conv3d):
         result = super().forward(input)
         # what is added to few channels mostly lies as they came, and adding two layouts takes longer than this
         return result.contiguous() if self.out_channels < _BLOCK and input.is_contiguous() else result
+
+    def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
+        """The same as a function of its own, with its kernel and bias, for maps that are no smaller than the kernel."""
+        stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
+        if (self.kernel_size, stride, padding, dilation) == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)):
+            few = self.out_channels <= FEW_CHANNELS and computed_on_cpu(features)
+            return Smoothing(few), self.weight, self.bias
+        return Striding(stride, padding, dilation), self.weight, self.bias
 
 
 class _LearnedSlope(torch.autograd.Function):
@@ -112,36 +121,27 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         """As `torch.nn.ConvTranspose3d`."""
         if output_size is not None or not self._is_quick_for(input):
             return super().forward(input, output_size)
-        return self._doubled((input,))
+        return block(*self.as_function(input), [input])
 
-    def of_parts(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The same of maps whose channels follow each other, without a copy of them in one."""
-        if self._is_quick_for(parts[0]):
-            return self._doubled(parts)
-        weights = self.weight.split([part.shape[1] for part in parts])
-        result = self._of_part(parts[0], weights[0], self.bias)
-        for part, weight in zip(parts[1:], weights[1:], strict=True):
-            result += self._of_part(part, weight, None)
-        return result
-
-    def _of_part(self, part: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        padding = cast(tuple[int, ...], self.padding)
-        return functional.conv_transpose3d(
-            part, weight, bias, self.stride, padding, self.output_padding, 1, self.dilation
-        )
+    def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
+        """The same for maps like these as a function of its own, with its kernel and bias."""
+        if self._is_quick_for(features):
+            return Doubling(self.out_channels), *self._doubled()
+        stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
+        return Transposing(stride, padding, tuple(self.output_padding), dilation), self.weight, self.bias
 
     def _is_quick_for(self, features: torch.Tensor) -> bool:
         wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
         found = (self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, self.groups)
         return found == wanted and self.out_channels <= FEW_CHANNELS and computed_on_cpu(features)
 
-    def _doubled(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _doubled(self) -> tuple[torch.Tensor, torch.Tensor]:
         # of two neighbours in the small map: an even voxel takes the kernel's middle, an odd one its end and its start
         taken = self.weight.new_zeros(2, 2, 3)
         taken[0, 0, 1] = taken[1, 0, 2] = taken[1, 1, 0] = 1
         kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken).flatten(0, 3)
         bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
-        return doubled(self.out_channels, *as_computed(kernel, bias.repeat_interleave(8), *parts))
+        return kernel, bias.repeat_interleave(8)
 
 
 def computed_on_cpu(features: torch.Tensor) -> bool:

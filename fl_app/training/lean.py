@@ -4,139 +4,126 @@ rounding. `fl_app.training.recompute` puts them in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from monai.networks.blocks.acti_norm import ADN
 from monai.networks.blocks.convolutions import Convolution, ResidualUnit
 from monai.networks.layers.simplelayers import SkipConnection
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from fl_app.training.layers import FEW_CHANNELS, GuardedConv3d, QuickConvTranspose3d, computed_on_cpu
-from fl_app.training.slabs import LEAST_ROWS, as_computed, convolved, slabs
-
-_SLAB_VALUES = {"cpu": 2**16, "cuda": 2**20}  # that are computed at a time at least; in fp32
-_SLABS = {"cpu": 32, "cuda": 8}  # at most; a GPU is slow with small ones
-
-
-class _NormalisedSlope(torch.autograd.Function):
-    """Instance normalisation and a PReLU, of which only the features x are kept; they are overwritten.
-
-    With n = (x - mean x) / deviation of x, z = w n + b, y = max(z, 0) + s min(z, 0), and g the gradient of y: s has
-    that of sum g min(z, 0). With u = g where z > 0, else s g: w has that of sum u n, b of sum u, and x of
-    w (u - mean u - n mean(u n)) / deviation (Ioffe and Szegedy, ICML 2015, section 3; over a channel of a patch).
-    """
-
-    @staticmethod
-    def forward(
-        context: Any,
-        features: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        slope: torch.Tensor,
-        smallest: float,
-    ) -> torch.Tensor:
-        parts = [
-            torch.native_batch_norm(patch, weight, bias, None, None, True, 0.0, smallest) for patch in features.split(1)
-        ]
-        context.save_for_backward(features, weight, bias, slope, *(value for _, *values in parts for value in values))
-        patches = [functional.leaky_relu_(each, float(slope)) for each, *_ in parts]
-        return torch.cat(patches) if len(patches) > 1 else patches[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, weight, bias, slope, *statistics = context.saved_tensors
-        steeper = statistics[0].new_zeros(())
-        totals = statistics[0].new_zeros(2, len(weight))
-        for number, (patch, upstream) in enumerate(zip(features, gradient, strict=True)):
-            mean, inverse = (each.view(-1, 1, 1, 1) for each in statistics[2 * number : 2 * number + 2])
-            affine = _Affine(mean, inverse * weight.view(-1, 1, 1, 1), bias.view(-1, 1, 1, 1), float(slope))
-            own = torch.zeros_like(totals)
-            for part in _slabs(patch):
-                centred, bent, rise = affine.slab(patch[:, part], upstream[:, part])
-                steeper += bent.sum()
-                own[0] += rise.sum((1, 2, 3))
-                own[1] += centred.mul_(rise).sum((1, 2, 3))
-                del centred, bent, rise  # before the next ones are made
-            own[1] *= inverse.flatten()
-            totals += own
-            level, along = (own / patch[0].numel()).view(2, -1, 1, 1, 1)
-            for part in _slabs(patch):
-                centred, bent, rise = affine.slab(patch[:, part], upstream[:, part])
-                rise.sub_(level).addcmul_(centred, along * inverse, value=-1)
-                patch[:, part] = rise.mul_(affine.steepness)
-                del centred, bent, rise
-        return features, totals[1], totals[0], steeper.view(1), None
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """How features become what the PReLU reads, z = (x - mean) * steepness + shift, and its slope below zero."""
-
-    mean: torch.Tensor
-    steepness: torch.Tensor
-    shift: torch.Tensor
-    slope: float
-
-    def slab(self, part: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of a slab x - mean, g min(z, 0), and u; in fp32, as the mean is."""
-        centred = part - self.mean
-        scaled = torch.addcmul(self.shift, centred, self.steepness)
-        # of two layouts torch's operators read one value at a time
-        upstream = torch.empty_like(centred).copy_(gradient)
-        rise = torch.ops.aten.leaky_relu_backward(upstream, scaled, self.slope, False)
-        return centred, scaled.clamp_(max=0).mul_(upstream), rise
-
-
-def _slabs(patch: torch.Tensor) -> Iterator[slice]:
-    device, values = patch.device.type, patch.numel()
-    return slabs(patch, 1, max(_SLAB_VALUES[device], -(-values // _SLABS[device])))
+from fl_app.training.blocks import Following, Sharing, block
+from fl_app.training.layers import GuardedConv3d, QuickConvTranspose3d
+from fl_app.training.normalising import Normalised
 
 
 class LeanADN(ADN):
     """Normalisation and activation."""
 
     @property
-    def is_lean(self) -> bool:
-        """Whether this is what can be computed together: an instance normalisation and a PReLU of one slope."""
+    def following(self) -> Following | None:
+        """Both, if they can be computed together: an instance normalisation and a PReLU of one slope."""
         layers = [each for each in self if not (isinstance(each, nn.modules.dropout._DropoutNd) and not each.p)]
         if len(layers) != 2:
-            return False
+            return None
         norm, activation = layers
-        return (
+        found = (
             isinstance(norm, nn.InstanceNorm3d)
             and norm.affine
             and not norm.track_running_stats
             and isinstance(activation, nn.PReLU)
             and activation.num_parameters == 1
         )
+        return Following(norm, activation) if found else None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `ADN`."""
-        if not (torch.is_grad_enabled() and self.is_lean):
+        found = self.following if torch.is_grad_enabled() else None
+        if found is None:
             result: torch.Tensor = super().forward(input)
             return result
-        layers: dict[str, Any] = dict(self.named_children())
-        norm = layers["N"]
-        lean: torch.Tensor = _NormalisedSlope.apply(input, norm.weight, norm.bias, layers["A"].weight, norm.eps)
+        norm = found.norm
+        lean: torch.Tensor = Normalised.apply(input, norm.weight, norm.bias, found.activation.weight, norm.eps)
         return lean
+
+
+class LeanConvolution(Convolution):
+    """A convolution that also takes its map in parts whose channels follow each other.
+
+    Attributes:
+        sharing: who else needs what it is given.
+    """
+
+    sharing = Sharing()
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether it keeps nothing but the parts by itself."""
+        first, *others = self.children()
+        return isinstance(first, QuickConvTranspose3d) and all(_following(each) for each in others)
+
+    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
+        """As `Convolution` of the parts in one."""
+        if isinstance(parts[0], tuple):  # of a `LeanSkip`
+            [parts] = parts
+        first, *others = self.children()
+        if len(parts) > 1 and isinstance(first, QuickConvTranspose3d):
+            following = _following(others.pop(0)) if self.is_lean and others else None
+            features = block(*first.as_function(parts[0]), parts, following, self.sharing)
+        else:
+            features = first(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        for layer in others:
+            features = layer(features)
+        return features
 
 
 class LeanResidualUnit(ResidualUnit):
     """A residual unit that adds in place."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As `ResidualUnit`."""
+    @property
+    def is_lean(self) -> bool:
+        """Whether its convolutions keep nothing but what they read."""
+        return all(
+            isinstance(first, GuardedConv3d) and first.groups == 1 and all(_following(each) for each in others)
+            for first, *others in (unit.children() for unit in self.conv)
+        )
+
+    def forward(self, x: torch.Tensor, remake: Callable[[], torch.Tensor] | None = None) -> torch.Tensor:
+        """As `ResidualUnit`; ``remake`` computes what it reads once more, which is then not kept."""
+        if torch.is_grad_enabled() and self.is_lean and self._is_large(x):
+            return self._lean(x, remake)
         residual: torch.Tensor = self.residual(x)
         features: torch.Tensor = self.conv(x)
         last = list(self.conv[-1].children())[-1]
-        overwritten = isinstance(last, nn.Conv3d) or (isinstance(last, LeanADN) and last.is_lean)
+        overwritten = isinstance(last, nn.Conv3d) or _following(last)
         return features.add_(residual) if overwritten else features + residual
+
+    def _lean(self, x: torch.Tensor, remake: Callable[[], torch.Tensor] | None) -> torch.Tensor:
+        adds = len(self.conv) == 1 and isinstance(self.residual, nn.Identity)
+        residual = None if adds else self.residual(x)
+        features, sharing = x, Sharing(remake=remake) if adds else Sharing()
+        for unit in self.conv:
+            first, *others = unit.children()
+            following = _following(others[0]) if others else None
+            convolving, kernel, bias = cast(GuardedConv3d, first).as_function(features)
+            features = block(convolving, kernel, bias, [features], following, sharing, adds)
+            sharing = Sharing((True,))
+        return features if residual is None else features.add_(residual)
+
+    def _is_large(self, x: torch.Tensor) -> bool:
+        """Whether none of its convolutions computes in fp32, as they do for maps that are smaller than their kernel."""
+        sides = list(x.shape[2:])
+        for first, *_ in (unit.children() for unit in self.conv):
+            if any(side < kernel for side, kernel in zip(sides, first.kernel_size, strict=True)):
+                return False
+            sides = [-(-side // stride) for side, stride in zip(sides, first.stride, strict=True)]
+        return True
+
+
+def _following(layer: nn.Module) -> Following | None:
+    return layer.following if isinstance(layer, LeanADN) else None
 
 
 class LeanSkip(SkipConnection):
@@ -147,45 +134,65 @@ class LeanSkip(SkipConnection):
         return (x, self.submodule(x)) if torch.is_grad_enabled() else super().forward(x)
 
 
-class LeanConvolution(Convolution):
-    """A convolution that also takes its map in parts whose channels follow each other."""
-
-    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
-        """As `Convolution` of the parts in one."""
-        first, *others = self.children()
-        if len(parts) > 1 and isinstance(first, QuickConvTranspose3d):
-            features = first.of_parts(parts)
-        else:
-            features = first(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
-        for layer in others:
-            features = layer(features)
-        return features
-
-
 class LeanUp(nn.Sequential):
-    """Blocks, the first of which takes its map in parts."""
+    """Two blocks, the first of which takes its map in parts; what is between is computed again."""
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether it keeps nothing but the parts by itself."""
+        kinds = (LeanConvolution, LeanResidualUnit)
+        return len(self) == 2 and all(isinstance(*each) and each[0].is_lean for each in zip(self, kinds, strict=True))
 
     def forward(self, *parts: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Sequential` of the parts in one."""
+        if isinstance(parts[0], tuple):  # of a `LeanSkip`
+            [parts] = parts
         first, *others = self
         features: torch.Tensor = first(*parts)
-        for block in others:
-            features = block(features)
+        if self.is_lean:
+            return others[0](features, _again(first, parts))
+        for each in others:
+            features = each(features)
         return features
 
 
-class SlabbedConv3d(GuardedConv3d):
-    """A convolution to few channels, which a CPU computes without a copy of the result in another layout."""
+def _again(layer: nn.Module, parts: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """Computes what a layer gives once more, in the precision that holds now."""
+    device = parts[0].device.type
+    kind, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `torch.nn.Conv3d`."""
-        ones = (1, 1, 1)
-        found = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
-        large = min(input.shape[2:]) >= LEAST_ROWS
-        if found != ((3, 3, 3), ones, ones, ones, 1) or not large or not computed_on_cpu(input):
-            return super().forward(input)
-        bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
-        return convolved(*as_computed(input, self.weight, bias))
+    def remake() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(device, kind, enabled, cache_enabled=False):
+            again: torch.Tensor = layer(*parts)
+            return again
+
+    return remake
+
+
+class LeanLevel(nn.Sequential):
+    """A U-Net's first level, whose first block is computed from the image once more for the second one.
+
+    So what it gives is not kept while the levels below have their backward passes.
+    """
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """As `torch.nn.Sequential`."""
+        if not torch.is_grad_enabled():
+            result: torch.Tensor = super().forward(image)
+            return result
+        down, skip, up = self
+        below = cast(nn.Module, skip.submodule)
+        first, *others = below if isinstance(below, nn.Sequential) else [below]
+
+        def computed(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            maps = down(image)
+            return maps, first(maps)
+
+        maps, features = checkpoint(computed, image, use_reentrant=False)
+        for each in others:
+            features = each(features)
+        result = up((maps, features))
+        return result
 
 
 def make_lean(block: nn.Module) -> None:
@@ -193,8 +200,6 @@ def make_lean(block: nn.Module) -> None:
     for inner in block.modules():
         if type(inner) is ADN:
             inner.__class__ = LeanADN
-        elif type(inner) is GuardedConv3d and inner.out_channels <= FEW_CHANNELS:
-            inner.__class__ = SlabbedConv3d
 
 
 def may_lose_logits(network: nn.Module) -> bool:

@@ -24,7 +24,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fl_app.networks.space.cells import Cell, StemDown, StemUp
-from fl_app.training.lean import LeanConvolution, LeanResidualUnit, LeanSkip, LeanUp, make_lean
+from fl_app.training.blocks import Sharing
+from fl_app.training.lean import LeanConvolution, LeanLevel, LeanResidualUnit, LeanSkip, LeanUp, make_lean
 
 _BLOCKS = (
     ResidualUnit,
@@ -62,6 +63,7 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 
 _LEAN: dict[type[nn.Module], type[nn.Module]] = {Convolution: LeanConvolution, ResidualUnit: LeanResidualUnit}
 _RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {kind: _recomputed(_LEAN.get(kind, kind)) for kind in _BLOCKS}
+_RECOMPUTED |= {lean: _RECOMPUTED[kind] for kind, lean in _LEAN.items()}
 
 
 def recompute(network: nn.Module) -> nn.Module:
@@ -69,19 +71,42 @@ def recompute(network: nn.Module) -> nn.Module:
 
     Not for networks with batch normalisation, which would count each batch twice.
     """
+    _recompute(network, is_outermost=True)
+    return network
+
+
+def _recompute(network: nn.Module, is_outermost: bool) -> None:
     children = list(network.children())
+    is_level = False
     for skip, up in pairwise(children):
         first = next(iter(up)) if type(up) is nn.Sequential else up
         if type(skip) is SkipConnection and skip.mode == "cat" and skip.dim == 1 and type(first) is Convolution:
             skip.__class__ = LeanSkip
             if up is not first:
                 up.__class__ = LeanUp
+            is_level = type(network) is nn.Sequential and len(children) == 3
+            _make_lean_up(up, owns_skip=is_level and is_outermost)
+    if is_level and is_outermost:
+        network.__class__ = LeanLevel
     for child in children:
+        if isinstance(child, LeanUp | LeanConvolution) and child.is_lean:
+            continue
         if type(child) in _RECOMPUTED:
-            if isinstance(child, LeanUp):  # its blocks are computed again one by one, and all together
-                recompute(child)
+            for part in child if isinstance(child, LeanUp) else []:  # one by one, and all together
+                part.__class__ = _RECOMPUTED.get(type(part), type(part))
             child.__class__ = _RECOMPUTED[type(child)]
             make_lean(child)
         elif type(child) not in _RECOMPUTED.values():  # of which a second time would compute the parts again, too
-            recompute(child)
-    return network
+            _recompute(child, is_outermost and not is_level)
+
+
+def _make_lean_up(up: nn.Module, owns_skip: bool) -> None:
+    """Turn what is behind a skip connection into lean blocks, and say who else needs what they are given."""
+    make_lean(up)
+    first, *others = up if isinstance(up, LeanUp) else [up]
+    first.__class__ = LeanConvolution
+    assert isinstance(first, LeanConvolution)
+    for other in others:
+        other.__class__ = _LEAN.get(type(other), type(other))
+    # a unit writes the gradient of what it reads where nobody else looks
+    first.sharing = Sharing((owns_skip, True), over_gradient=isinstance(up, LeanUp) and up.is_lean)
