@@ -34,6 +34,7 @@ class SiteWidths:
         settings: the site's.
         data: the site's cases.
         device: where to compute.
+        processes: that take the steps together.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class SiteWidths:
         settings: SiteSettings,
         data: SiteData,
         device: torch.device,
+        processes: int = 1,
     ) -> None:
         self._job = job
         self._site = site
         self._data = data
         self._device = device
+        self._processes = processes
         self._budget = memory_budget(settings.memory_budget_gib, device)
         self._longest = settings.window_budget_s
         self._plans: dict[str, Job] = {}  # how each network is trained here
@@ -115,7 +118,7 @@ class SiteWidths:
         return self._plans[architecture], architecture
 
     def _fit(self, architecture: str, job: Job) -> Fit:
-        return fit_training(job, self._device, self._budget, architecture)
+        return fit_training(job, self._device, self._budget, architecture, self._processes)
 
 
 def _with_patches(job: Job, least: float) -> Job:

@@ -44,7 +44,7 @@ from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
 from fl_app.training.device import choose_devices, memory_budget
-from fl_app.training.fitting import Fit, fit_training, too_large
+from fl_app.training.fitting import Fit, fit_training, too_large, with_training
 from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
 from fl_app.training.reporting import test_report
@@ -132,6 +132,8 @@ class SiteWork:
             raise PolicyError("; ".join(forbidden))
         self._team.end()
         self._team = gather_team(self._job, devices, self._settings.cache)
+        if self._team.size > 1:  # all gradients are summed up before weights are updated
+            self._job = with_training(self._job, early_update=False)
         self._rounds: Mapping[str, int] = facts.get("rounds", {})
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None
@@ -168,7 +170,7 @@ class SiteWork:
         if not wanted and not self._job.search.wanted:
             return Fit(self._job, ready_network(self._job, self._device), 0, True)
         budget = memory_budget(wanted, self._device)
-        fit = fit_training(self._job, self._device, budget)
+        fit = fit_training(self._job, self._device, budget, processes=self._team.size)
         if not fit.fits and not self._job.search.wanted:
             raise BudgetError(too_large(fit, budget), fit.memory_bytes)
         if fit.saving.words:
@@ -263,7 +265,7 @@ class SiteWork:
         """What finds this site's own network."""
         if self._job.search.of_cells:
             return self._search()
-        return SiteWidths(self._job, self._site, self._settings, self._data, self._device)
+        return SiteWidths(self._job, self._site, self._settings, self._data, self._device, self._team.size)
 
     def _search(self) -> SiteSearch:
         if self._found is None:

@@ -21,7 +21,7 @@ from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.training.cost import prediction_memory
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
-from fl_app.training.fitting import fit_training, training_memory
+from fl_app.training.fitting import fit_training, training_memory, with_training
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
 from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision
@@ -159,6 +159,17 @@ def test_as_much_is_left_to_others_as_the_job_allows():
     assert least.saving.frozen_share == 0.9 and 0.1 * whole <= sum(trained) < 0.3 * whole
     assert fit_training(job(network, most_frozen_share=0.5), CPU, 0).saving.frozen_share == 0.5
     assert fit_training(job(network, most_frozen_share=0.0), CPU, 0).saving.frozen_share == 0.0
+
+
+def test_several_processes_hold_their_gradients():
+    asked = job({"name": "unet", "channels": (8, 16)}, precision="fp32", batch_size=3, early_update=True)
+    alone, three = (fit_training(asked, CPU, 0, processes=count) for count in (1, 3))
+    assert alone.saving.early_update and not three.saving.early_update
+    plain = with_training(asked, early_update=False)
+    one = with_training(plain, batch_size=1)
+    network = ready_network(plain, CPU)
+    weights = sum(each.numel() * 4 for each in network.parameters())
+    assert training_memory(network, plain, CPU, 3) == training_memory(network, one, CPU) + weights
 
 
 def test_updates_that_are_compared_as_a_whole_hold_all_weights():

@@ -189,9 +189,10 @@ def _check_training(settings: SiteSettings, job: Job, device: torch.device, foun
     """Take a training step or two of the job's network, on random patches."""
     from fl_app.training.device import memory_budget
     from fl_app.training.fitting import fit_training, too_large
+    from fl_app.training.leader import team_size
 
     budget = memory_budget(settings.memory_budget_gib, device)
-    fit = fit_training(job, device, budget)
+    fit = fit_training(job, device, budget, processes=team_size(job, settings.processes))
     found.facts["training"] = f"the job's network takes {fit.words}"
     if not fit.fits and not job.search.wanted:
         what, _, remedy = too_large(fit, budget).partition(" - ")

@@ -63,7 +63,7 @@ class Fit:
         return ", ".join(filter(None, [mebibytes(self.memory_bytes), self.saving.words]))
 
 
-def fit_training(job: Job, device: torch.device, budget: float, architecture: str = "") -> Fit:
+def fit_training(job: Job, device: torch.device, budget: float, architecture: str = "", processes: int = 1) -> Fit:
     """The quickest way to train a network that a budget holds, or the one that takes least; they are tried for a step.
 
     Args:
@@ -71,12 +71,13 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
         device: where to train.
         budget: bytes.
         architecture: what the job's search has found, as JSON; empty: the job's own network.
+        processes: that take the steps together, each with a share of the batch and a budget of its own.
     """
 
     def tried(way: Job) -> Fit:
         network = ready_network(way, device, architecture).cpu()  # a copy of it is tried on the device
         try:
-            taken = training_memory(network, way, device)
+            taken = training_memory(network, way, device, processes)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             taken = torch.cuda.get_device_properties(device).total_memory
@@ -84,7 +85,7 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
         way, taken = with_windows(network, way, device, budget, taken)
         return Fit(way, network, taken, taken <= budget)
 
-    first, *others = ways_to_save(job, architecture)
+    first, *others = ways_to_save(job, architecture, processes)
     found = tried(first)
     if found.fits or not others:
         return found
@@ -150,30 +151,38 @@ def is_quick(network: nn.Module, job: Job, device: torch.device, longest: float 
     return longest is None or window_seconds(network, job.data.patch_voxels, device, precision) <= longest
 
 
-def training_memory(network: nn.Module, job: Job, device: torch.device) -> int:
+def training_memory(network: nn.Module, job: Job, device: torch.device, processes: int = 1) -> int:
     """The most bytes that training a network holds at one time, with the job's patches, loss and optimiser.
 
-    On a GPU what torch allocates; on a CPU all tensors, without the work space of operators.
+    On a GPU what torch allocates; on a CPU all tensors, without the work space of operators. Of several processes: what
+    each holds.
     """
-    return count_memory(
+    found = count_memory(
         network,
         job.training_patch,
-        job.training.batch_size,
+        -(-job.training.batch_size // processes),
         device,
         choose_precision(job.training.precision, device),
         job.training,
         job.pulls,
-    ).peak
+    )
+    # DistributedDataParallel sums copies of the gradients up
+    return found.peak + (found.gradients if processes > 1 else 0)
 
 
-def ways_to_save(job: Job, architecture: str = "") -> list[Job]:
-    """The job as it is, and with settings that take less memory and more time, one after the other."""
+def ways_to_save(job: Job, architecture: str = "", processes: int = 1) -> list[Job]:
+    """The job as it is, and with settings that take less memory and more time, one after the other.
+
+    Several processes sum all gradients up before the weights are updated, so they keep them.
+    """
+    if processes > 1:
+        job = with_training(job, early_update=False)
     settings, again = job.training, job.network.normalisation != "batch"
     # networks that differ by site share by what they hold, not by what they train; krum compares whole updates
     whole = bool(architecture) or "krum" in job.federation.aggregator
     ways, known = [job], set()
     for early, patch_share, frozen_share in _SAVINGS:
-        early = settings.early_update or early
+        early = (settings.early_update or early) and processes == 1
         patch = min(settings.patch_share, max(patch_share, settings.least_patch_share))
         frozen = max(settings.frozen_share, min(frozen_share, settings.most_frozen_share))
         # a smaller patch holds an organ less often: half of those that would be drawn anywhere are centred on one

@@ -44,9 +44,8 @@ def gather_team(job: Job, devices: Sequence[torch.device], cache: Path | None) -
     Raises:
         ConfigError: several processes need a cache.
     """
-    size = min(len(devices), job.training.batch_size)
-    if size > 1 and job.network.normalisation == "batch":
-        size = 1
+    size = team_size(job, len(devices))
+    if size < len(devices) and job.network.normalisation == "batch":
         _logger.warning("network.normalisation: batch needs each batch in one piece: this process trains alone")
     elif size < len(devices):
         _logger.warning(f"training.batch_size: {size} - has work for {size} of this site's {len(devices)} processes")
@@ -57,6 +56,11 @@ def gather_team(job: Job, devices: Sequence[torch.device], cache: Path | None) -
     team = Leader(devices[:size], cache)
     team.start()
     return team
+
+
+def team_size(job: Job, processes: int) -> int:
+    """How many of a site's processes a job can use."""
+    return 1 if job.network.normalisation == "batch" else min(processes, job.training.batch_size)
 
 
 class Leader(Group):
