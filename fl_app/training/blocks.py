@@ -121,9 +121,9 @@ class _Block(torch.autograd.Function):
             to_features = gradient if how.sharing.over_gradient and not how.adds else features
             to_learned[:] = normalise_back(features, gradient, Affine(*learned), statistics, to_features)
             del features
-        wanted = Wanted(any(context.needs_input_grad[6:]), context.needs_input_grad[1], how.over)
         added = gradient if how.adds else None
-        found = how.convolving.backward(to_features, parts, kernel.to(how.kind), wanted, added)
+        wanted = Wanted(any(context.needs_input_grad[6:]), context.needs_input_grad[1], how.over, added)
+        found = how.convolving.backward(to_features, parts, kernel.to(how.kind), wanted)
         to_kernel = None if found.kernel is None else found.kernel.to(kernel.dtype)
         to_bias = None if bias is None else found.bias.to(bias.dtype)
         to_parts = found.parts if wanted.parts else [None] * len(parts)

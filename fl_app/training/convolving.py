@@ -18,6 +18,8 @@ LEAST_ROWS = 6  # of a slab; a convolution of fewer rows than its kernel has is 
 LEAST_READ = 2  # where nothing is wrong with fewer
 _SLAB_VALUES = {"cpu": 2**15, "cuda": 2**20}  # of a slab's results at least
 
+Maps = Sequence[torch.Tensor]  # (patches, channels, x, y, z), whose channels follow each other
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -27,11 +29,13 @@ class Wanted:
         parts: whether the gradients of the maps.
         kernel: whether that of the kernel.
         over: for each part whether its gradient may be written over it.
+        added: what is added to the gradient of a map in one part.
     """
 
     parts: bool
     kernel: bool
     over: tuple[bool, ...]
+    added: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Gradients:
         bias: for each channel of the result.
     """
 
-    parts: Sequence[torch.Tensor]
+    parts: Maps
     kernel: torch.Tensor | None
     bias: torch.Tensor
 
@@ -52,17 +56,10 @@ class Gradients:
 class Convolving(Protocol):
     """A convolution of maps (patches, channels, x, y, z) whose channels follow each other."""
 
-    def forward(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, parts: Maps, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Its result, which shares no memory with what it read."""
 
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        parts: Sequence[torch.Tensor],
-        kernel: torch.Tensor,
-        wanted: Wanted,
-        added: torch.Tensor | None = None,
-    ) -> Gradients:
+    def backward(self, gradient: torch.Tensor, parts: Maps, kernel: torch.Tensor, wanted: Wanted) -> Gradients:
         """The gradients of what `forward` took.
 
         Args:
@@ -70,7 +67,6 @@ class Convolving(Protocol):
             parts: as `forward` took them.
             kernel: as `forward` took it.
             wanted: which gradients, and where to write them.
-            added: what is added to the first part's gradient.
         """
 
 
@@ -85,7 +81,7 @@ class Smoothing:
 
     in_slabs: bool
 
-    def forward(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, parts: Maps, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Convolving.forward`."""
         [features] = parts
         if not self.in_slabs:
@@ -107,14 +103,7 @@ class Smoothing:
             features[:, :, rows] += functional.conv3d(read, kernel, bias, padding=1)[:, :, own]
             del read
 
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        parts: Sequence[torch.Tensor],
-        kernel: torch.Tensor,
-        wanted: Wanted,
-        added: torch.Tensor | None = None,
-    ) -> Gradients:
+    def backward(self, gradient: torch.Tensor, parts: Maps, kernel: torch.Tensor, wanted: Wanted) -> Gradients:
         """See `Convolving.backward`."""
         [features], own = parts, places(parts, wanted)
         side, to_kernel = features.shape[2], sum_for(kernel)
@@ -129,7 +118,7 @@ class Smoothing:
             if more is not None:
                 to_kernel += more
             if own and to_features is not None:
-                own[0][:, :, rows] = to_features if added is None else to_features.add_(added[:, :, rows])
+                own[0][:, :, rows] = to_features if wanted.added is None else to_features.add_(wanted.added[:, :, rows])
             del upstream, to_features
         return Gradients(own, to_kernel if wanted.kernel else None, summed(gradient))
 
@@ -148,24 +137,17 @@ class Striding:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
-    def forward(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, parts: Maps, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Convolving.forward`."""
         [features] = parts
         return functional.conv3d(features, kernel, bias, self.stride, self.padding, self.dilation)
 
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        parts: Sequence[torch.Tensor],
-        kernel: torch.Tensor,
-        wanted: Wanted,
-        added: torch.Tensor | None = None,
-    ) -> Gradients:
+    def backward(self, gradient: torch.Tensor, parts: Maps, kernel: torch.Tensor, wanted: Wanted) -> Gradients:
         """See `Convolving.backward`."""
         [features] = parts
         own, to_kernel = back(gradient, features, kernel, self.padding, wanted, self.stride, None, self.dilation)
-        if own is not None and added is not None:
-            own += added
+        if own is not None and wanted.added is not None:
+            own += wanted.added
         return Gradients([] if own is None else [own], to_kernel, summed(gradient))
 
 
@@ -177,7 +159,7 @@ def row_slabs(features: torch.Tensor, channels: int, least: int = LEAST_ROWS) ->
     return (slice(*rows) for rows in pairwise(number * side // count for number in range(count + 1)))
 
 
-def places(parts: Sequence[torch.Tensor], wanted: Wanted) -> list[torch.Tensor]:
+def places(parts: Maps, wanted: Wanted) -> list[torch.Tensor]:
     """Where the gradients of the parts are written; nowhere if they are not wanted."""
     if not wanted.parts:
         return []

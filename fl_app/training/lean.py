@@ -66,8 +66,7 @@ class LeanConvolution(Convolution):
 
     def forward(self, *parts: torch.Tensor) -> torch.Tensor:
         """As `Convolution` of the parts in one."""
-        if isinstance(parts[0], tuple):  # of a `LeanSkip`
-            [parts] = parts
+        parts = as_parts(parts)
         first, *others = self.children()
         if len(parts) > 1 and isinstance(first, QuickConvTranspose3d):
             following = _following(others.pop(0)) if self.is_lean and others else None
@@ -134,6 +133,11 @@ class LeanSkip(SkipConnection):
         return (x, self.submodule(x)) if torch.is_grad_enabled() else super().forward(x)
 
 
+def as_parts(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a block is called with; a `LeanSkip` before it gives all of it as one."""
+    return inputs[0] if inputs and isinstance(inputs[0], tuple) else inputs
+
+
 class LeanUp(nn.Sequential):
     """Two blocks, the first of which takes its map in parts; what is between is computed again."""
 
@@ -145,8 +149,7 @@ class LeanUp(nn.Sequential):
 
     def forward(self, *parts: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Sequential` of the parts in one."""
-        if isinstance(parts[0], tuple):  # of a `LeanSkip`
-            [parts] = parts
+        parts = as_parts(parts)
         first, *others = self
         features: torch.Tensor = first(*parts)
         if self.is_lean:
@@ -191,13 +194,13 @@ class LeanLevel(nn.Sequential):
         maps, features = checkpoint(computed, image, use_reentrant=False)
         for each in others:
             features = each(features)
-        result = up((maps, features))
+        result = up(maps, features)
         return result
 
 
-def make_lean(block: nn.Module) -> None:
+def make_lean(module: nn.Module) -> None:
     """Turn what a block is made of into the classes above, in place."""
-    for inner in block.modules():
+    for inner in module.modules():
         if type(inner) is ADN:
             inner.__class__ = LeanADN
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fl_app.networks.space.cells import Cell, StemDown, StemUp
 from fl_app.training.blocks import Sharing
-from fl_app.training.lean import LeanConvolution, LeanLevel, LeanResidualUnit, LeanSkip, LeanUp, make_lean
+from fl_app.training.lean import LeanConvolution, LeanLevel, LeanResidualUnit, LeanSkip, LeanUp, as_parts, make_lean
 
 _BLOCKS = (
     ResidualUnit,
@@ -51,8 +51,7 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a block that keeps nothing but its input."""
 
     def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
-        if inputs and isinstance(inputs[0], tuple):  # of a `LeanSkip`
-            [inputs] = inputs
+        inputs = as_parts(inputs)
         computed = partial(kind.forward, self)
         if not torch.is_grad_enabled():
             return computed(*inputs, **named)

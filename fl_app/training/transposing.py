@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,6 +13,7 @@ from fl_app.training.convolving import (
     LEAST_READ,
     LEAST_ROWS,
     Gradients,
+    Maps,
     Wanted,
     back,
     places,
@@ -37,7 +38,7 @@ class Doubling:
 
     channels: int
 
-    def forward(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, parts: Maps, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Convolving.forward`."""
         first = parts[0]
         result = first.new_empty(len(first), self.channels, *(2 * side for side in first.shape[2:]))
@@ -49,16 +50,9 @@ class Doubling:
             del kinds, each
         return result
 
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        parts: Sequence[torch.Tensor],
-        kernel: torch.Tensor,
-        wanted: Wanted,
-        added: torch.Tensor | None = None,
-    ) -> Gradients:
+    def backward(self, gradient: torch.Tensor, parts: Maps, kernel: torch.Tensor, wanted: Wanted) -> Gradients:
         """See `Convolving.backward`."""
-        assert added is None
+        assert wanted.added is None
         own, to_kernel, to_bias = places(parts, wanted), sum_for(kernel), sum_for(kernel[:, 0, 0, 0, 0])
         for rows in self._slabs(parts):
             features = _joined(parts, rows)
@@ -78,7 +72,7 @@ class Doubling:
             del features, kinds, each, to_features
         return Gradients(own, to_kernel if wanted.kernel else None, to_bias)
 
-    def _slabs(self, parts: Sequence[torch.Tensor], least: int = LEAST_ROWS) -> Iterator[slice]:
+    def _slabs(self, parts: Maps, least: int = LEAST_ROWS) -> Iterator[slice]:
         """A map that is not in parts makes one slab, which is quicker: whoever has joined it has the memory."""
         return row_slabs(parts[0], 8 * self.channels, least) if len(parts) > 1 else iter([slice(0, parts[0].shape[2])])
 
@@ -99,7 +93,7 @@ class Transposing:
     output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
-    def forward(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, parts: Maps, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `Convolving.forward`."""
         result = None
         for part, own in zip(parts, self._split(parts, kernel), strict=True):
@@ -112,16 +106,9 @@ class Transposing:
         assert result is not None
         return result
 
-    def backward(
-        self,
-        gradient: torch.Tensor,
-        parts: Sequence[torch.Tensor],
-        kernel: torch.Tensor,
-        wanted: Wanted,
-        added: torch.Tensor | None = None,
-    ) -> Gradients:
+    def backward(self, gradient: torch.Tensor, parts: Maps, kernel: torch.Tensor, wanted: Wanted) -> Gradients:
         """See `Convolving.backward`."""
-        assert added is None
+        assert wanted.added is None
         found: list[torch.Tensor] = []
         kernels: list[torch.Tensor] = []
         for part, own, over in zip(parts, self._split(parts, kernel), wanted.over, strict=True):
@@ -134,11 +121,11 @@ class Transposing:
         to_kernel = torch.cat(kernels) if wanted.kernel else None
         return Gradients(found, to_kernel, summed(gradient))
 
-    def _split(self, parts: Sequence[torch.Tensor], kernel: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _split(self, parts: Maps, kernel: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return kernel.split([part.shape[1] for part in parts])
 
 
-def _joined(parts: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
+def _joined(parts: Maps, rows: slice) -> torch.Tensor:
     return torch.cat([each[:, :, rows] for each in parts], 1) if len(parts) > 1 else parts[0][:, :, rows]
 
 
