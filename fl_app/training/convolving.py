@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Protocol
 
 import torch
 from torch.nn import functional
+
+from fl_app.training.spilling import exchanged, spills, turned
 
 LEAST_ROWS = 6  # of a slab; a convolution of fewer rows than its kernel has is wrong in bf16 (`GuardedConv3d`)
 LEAST_READ = 2  # where nothing is wrong with fewer
@@ -187,8 +190,14 @@ def back(
     dilation: tuple[int, ...] = (1, 1, 1),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of what a convolution read, which is a transposed one if it has an output padding, and of its
-    kernel.
+    kernel. Where that is not safe otherwise, with the first two axes exchanged.
     """
+    sides = max(gradient.shape[2:], features.shape[2:], key=prod)
+    turn = spills(sides, (gradient.shape[1], features.shape[1]), features.dtype, features.device)
+    if turn:
+        gradient, features, kernel = turned(gradient), turned(features), kernel.transpose(2, 3)
+        padding, stride, dilation = exchanged(padding), exchanged(stride), exchanged(dilation)
+        output_padding = exchanged(output_padding) if output_padding else None
     to_features, to_kernel, _ = torch.ops.aten.convolution_backward(
         gradient,
         features,
@@ -202,4 +211,7 @@ def back(
         1,
         [wanted.parts, wanted.kernel, False],
     )
+    if turn:
+        found = [None if each is None else each.transpose(2, 3) for each in (to_features, to_kernel)]
+        to_features, to_kernel = found
     return to_features, to_kernel

@@ -6,6 +6,7 @@ Each takes the place of one of torch's, with the same names and weights, and the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from fl_app.training.blocks import block
 from fl_app.training.convolving import Convolving, Smoothing, Striding
+from fl_app.training.spilling import spills
 from fl_app.training.transposing import Doubling, Transposing
 
 _BLOCK = 16  # channels that a CPU computes at once
@@ -24,17 +26,21 @@ _SLAB_VALUES = 2**16  # that are summed at a time
 
 
 class GuardedConv3d(nn.Conv3d):
-    """A convolution that computes maps smaller than its kernel in fp32.
+    """A convolution whose bf16 gradients are right on CPUs, too.
 
-    On CPUs, torch 2.13's bf16 weight gradient of a 3D convolution is garbage (uninitialised memory, no error)
+    There torch 2.13's bf16 weight gradient of a 3D convolution is garbage (uninitialised memory, no error)
     for maps of few voxels: kernel 3 with a first side of 2, kernel 5 with a first side of 2 to 4. Such maps cost
-    next to nothing, so each map with a side below the kernel's is computed in fp32.
+    next to nothing, so each map with a side below the kernel's is computed in fp32. For flat maps whose planes are
+    large it writes beyond its memory (`fl_app.training.spilling`).
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Conv3d`."""
         tiny = any(side < kernel for side, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
-        if tiny and torch.is_autocast_enabled(input.device.type):
+        spilling = _spills(self, input, input.shape[2:])
+        if spilling and self.groups == 1:
+            return block(*self.as_function(input), [input])
+        if (tiny or spilling) and torch.is_autocast_enabled(input.device.type):
             with torch.autocast(input.device.type, enabled=False):
                 bias = None if self.bias is None else self.bias.float()
                 return self._conv_forward(input.float(), self.weight.float(), bias)
@@ -119,7 +125,9 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """As `torch.nn.ConvTranspose3d`."""
-        if output_size is not None or not self._is_quick_for(input):
+        sides = [side * stride for side, stride in zip(input.shape[2:], self.stride, strict=True)]
+        own = self._is_quick_for(input) or (self.groups == 1 and _spills(self, input, sides))
+        if output_size is not None or not own:
             return super().forward(input, output_size)
         return block(*self.as_function(input), [input])
 
@@ -142,6 +150,13 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken).flatten(0, 3)
         bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
         return kernel, bias.repeat_interleave(8)
+
+
+def _spills(layer: nn.Conv3d | nn.ConvTranspose3d, input: torch.Tensor, sides: Sequence[int]) -> bool:
+    if not torch.is_grad_enabled() or not computed_on_cpu(input):
+        return False
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    return spills(sides, (layer.in_channels, layer.out_channels), kind, input.device)
 
 
 def computed_on_cpu(features: torch.Tensor) -> bool:
