@@ -26,9 +26,11 @@ from fl_app.training.metrics import CaseScore, Summary, dice, surface_dice
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
 from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.randomness import start_stream, stream_seed
+from fl_app.training.recompute import recompute
 from fl_app.training.reporting import test_report as report_of_test
 from fl_app.training.reporting import validation_report, write_case_scores
 from fl_app.training.trainer import Trainer
+from tests.poison import poison
 from tests.volumes import AFFINE, SPACING_MM, make_ct, write_nifti
 
 torch.set_num_threads(1)
@@ -80,13 +82,6 @@ def same(first, second):
 # the guard against wrong bf16 gradients
 
 
-def poison():
-    """Leave NaN and huge numbers in freed memory, where uninitialised buffers will find them."""
-    for number in (math.nan, 1e30):
-        held = [torch.full((4**power,), number) for power in range(2, 11) for _ in range(3)]
-        del held
-
-
 def gradients(network, image, mixed, objective):
     """Gradients of an objective by name, computed on poisoned memory."""
     network.zero_grad()
@@ -119,13 +114,18 @@ def test_bf16_gradients_of_small_maps_are_right_under_the_guard(kernel, side, ot
 
 
 @needs_bf16
-@pytest.mark.parametrize("normalisation", ["instance", "batch", "group"])
-def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normalisation):
+@pytest.mark.parametrize("last_side", [32, 16])  # the innermost maps have two voxels or one
+@pytest.mark.parametrize(
+    ("normalisation", "again"), [("instance", False), ("instance", True), ("batch", False), ("group", False)]
+)
+def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normalisation, last_side, again):
     settings = NetworkSettings(channels=(4, 8, 16, 16, 16), residual_units=1, normalisation=normalisation)
     network = adapt_layers(build_network(Job(network=settings))).to(memory_format=torch.channels_last_3d)
-    label = torch.zeros(2, 1, 32, 32, 32)
-    label[:, :, 8:20, 10:22, 6:18] = 1
-    image = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
+    if again:
+        recompute(network)
+    label = torch.zeros(2, 1, 32, 32, last_side)
+    label[:, :, 8:20, 10:22, 3:12] = 1
+    image = torch.rand(label.shape, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
     loss = build_loss("dice_ce")
     wanted = gradients(network, image, False, lambda output: loss(output, label))
     found = gradients(network, image, True, lambda output: loss(output, label))

@@ -113,7 +113,7 @@ class _Block(torch.autograd.Function):
         kernel, bias, *others = context.saved_tensors
         learned, parts, statistics = others[:3], others[3 : 3 + context.count], others[3 + context.count :]
         if how.sharing.remake:
-            parts = [how.sharing.remake()]
+            parts = [how.sharing.remake().to(how.kind)]
         to_features = gradient
         to_learned: list[torch.Tensor | None] = [None, None, None]
         if learned[0] is not None:

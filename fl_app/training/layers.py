@@ -26,27 +26,41 @@ _SLAB_VALUES = 2**16  # that are summed at a time
 
 
 class GuardedConv3d(nn.Conv3d):
-    """A convolution whose bf16 gradients are right on CPUs, too.
+    """A convolution whose bf16 results and gradients are right on CPUs, too.
 
     There torch 2.13's bf16 weight gradient of a 3D convolution is garbage (uninitialised memory, no error)
-    for maps of few voxels: kernel 3 with a first side of 2, kernel 5 with a first side of 2 to 4. Such maps cost
-    next to nothing, so each map with a side below the kernel's is computed in fp32. For flat maps whose planes are
-    large it writes beyond its memory (`fl_app.training.spilling`).
+    for maps of few voxels: kernel 3 with a first side of 2, kernel 5 with a first side of 2 to 4. With AMX the result
+    is, too, if the last side becomes a single voxel in strides of more than one (pytorch/pytorch#169688). Such maps
+    cost next to nothing, so they are computed in fp32. For flat maps whose planes are large it writes beyond its
+    memory (`fl_app.training.spilling`).
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Conv3d`."""
-        tiny = any(side < kernel for side, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
         spilling = _spills(self, input, input.shape[2:])
         if spilling and self.groups == 1:
             return block(*self.as_function(input), [input])
-        if (tiny or spilling) and torch.is_autocast_enabled(input.device.type):
+        if torch.is_autocast_enabled(input.device.type) and (spilling or self.is_exact_for(input.shape[2:])):
             with torch.autocast(input.device.type, enabled=False):
                 bias = None if self.bias is None else self.bias.float()
                 return self._conv_forward(input.float(), self.weight.float(), bias)
         result = super().forward(input)
         # what is added to few channels mostly lies as they came, and adding two layouts takes longer than this
         return result.contiguous() if self.out_channels < _BLOCK and input.is_contiguous() else result
+
+    def is_exact_for(self, sides: Sequence[int]) -> bool:
+        """Whether maps of these sides, in voxels, are computed in fp32."""
+        return _is_tiny(self, sides) or (self.stride[-1] > 1 and self.sides_of_result(sides)[-1] == 1)
+
+    def sides_of_result(self, sides: Sequence[int]) -> list[int]:
+        """Voxels along each axis of what it makes of maps of these sides."""
+        padding = cast(tuple[int, ...], self.padding)
+        return [
+            (sides[axis] + 2 * padding[axis] - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1)
+            // self.stride[axis]
+            + 1
+            for axis in range(3)
+        ]
 
     def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
         """The same as a function of its own, with its kernel and bias, for maps that are no smaller than the kernel."""
@@ -121,15 +135,28 @@ class QuickInstanceNorm3d(nn.InstanceNorm3d):
 
 
 class QuickConvTranspose3d(nn.ConvTranspose3d):
-    """A transposed convolution that doubles the sides; to few channels it is several times faster on CPUs."""
+    """A transposed convolution, guarded as convolutions are (`GuardedConv3d`).
+
+    It is several times faster on CPUs where it doubles the sides and gives few channels.
+    """
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """As `torch.nn.ConvTranspose3d`."""
-        sides = [side * stride for side, stride in zip(input.shape[2:], self.stride, strict=True)]
-        own = self._is_quick_for(input) or (self.groups == 1 and _spills(self, input, sides))
-        if output_size is not None or not own:
+        if output_size is not None or not computed_on_cpu(input):
             return super().forward(input, output_size)
-        return block(*self.as_function(input), [input])
+        spilling = _spills(
+            self, input, [side * stride for side, stride in zip(input.shape[2:], self.stride, strict=True)]
+        )
+        if self._is_quick_for(input) or (spilling and self.groups == 1):
+            return block(*self.as_function(input), [input])
+        if torch.is_autocast_enabled(input.device.type) and (spilling or self.is_exact_for(input.shape[2:])):
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+    def is_exact_for(self, sides: Sequence[int]) -> bool:
+        """Whether maps of these sides, in voxels, are computed in fp32."""
+        return _is_tiny(self, sides) or (self.stride[-1] > 1 and sides[-1] == 1)
 
     def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
         """The same for maps like these as a function of its own, with its kernel and bias."""
@@ -150,6 +177,10 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         kernel = torch.einsum("ioxyz,aux,bvy,cwz->oabciuvw", self.weight, taken, taken, taken).flatten(0, 3)
         bias = self.weight.new_zeros(self.out_channels) if self.bias is None else self.bias
         return kernel, bias.repeat_interleave(8)
+
+
+def _is_tiny(layer: nn.Conv3d | nn.ConvTranspose3d, sides: Sequence[int]) -> bool:
+    return any(side < kernel for side, kernel in zip(sides, layer.kernel_size, strict=True))
 
 
 def _spills(layer: nn.Conv3d | nn.ConvTranspose3d, input: torch.Tensor, sides: Sequence[int]) -> bool:

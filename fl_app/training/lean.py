@@ -68,9 +68,10 @@ class LeanConvolution(Convolution):
         """As `Convolution` of the parts in one."""
         parts = as_parts(parts)
         first, *others = self.children()
-        if len(parts) > 1 and isinstance(first, QuickConvTranspose3d):
+        up = first if len(parts) > 1 and isinstance(first, QuickConvTranspose3d) else None
+        if up is not None and not up.is_exact_for(parts[0].shape[2:]):
             following = _following(others.pop(0)) if self.is_lean and others else None
-            features = block(*first.as_function(parts[0]), parts, following, self.sharing)
+            features = block(*up.as_function(parts[0]), parts, following, self.sharing)
         else:
             features = first(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         for layer in others:
@@ -112,12 +113,12 @@ class LeanResidualUnit(ResidualUnit):
         return features if residual is None else features.add_(residual)
 
     def _is_large(self, x: torch.Tensor) -> bool:
-        """Whether none of its convolutions computes in fp32, as they do for maps that are smaller than their kernel."""
+        """Whether none of its convolutions computes in fp32."""
         sides = list(x.shape[2:])
         for first, *_ in (unit.children() for unit in self.conv):
-            if any(side < kernel for side, kernel in zip(sides, first.kernel_size, strict=True)):
+            if first.is_exact_for(sides):
                 return False
-            sides = [-(-side // stride) for side, stride in zip(sides, first.stride, strict=True)]
+            sides = first.sides_of_result(sides)
         return True
 
 
