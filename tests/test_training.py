@@ -123,7 +123,7 @@ def test_a_network_that_halves_four_times_trains_rightly_on_a_small_patch(normal
     network = adapt_layers(build_network(Job(network=settings))).to(memory_format=torch.channels_last_3d)
     if again:
         recompute(network)
-    label = torch.zeros(2, 1, 32, 32, last_side)
+    label = torch.zeros(2, 1, 32, 48, last_side)
     label[:, :, 8:20, 10:22, 3:12] = 1
     image = torch.rand(label.shape, generator=torch.Generator().manual_seed(3)) * 0.3 + label * 0.4
     loss = build_loss("dice_ce")
