@@ -13,7 +13,7 @@ from fl_app.data.site_data import load_site_data
 from fl_app.model_file import load_model
 from fl_app.result import site_scores
 from fl_app.site import SiteSettings
-from fl_app.training.reporting import test_report, write_case_scores
+from fl_app.training.reporting import case_file, test_report, write_case_scores
 from fl_app.training.trainer import Trainer
 
 TO_THE_END = "federated tuned to the end"
@@ -36,6 +36,6 @@ def tune_to_the_end(job: Job, model: Path, sites: Mapping[str, SiteSettings]) ->
         trainer.train(1, job.personal.fine_tuning_steps, 1)
         scores = trainer.score(data.test, native=True)
         assert settings.output
-        write_case_scores(settings.output / f"test_cases_{TO_THE_END.replace(' ', '_')}.csv", scores)
+        write_case_scores(case_file(settings.output, TO_THE_END), scores)
         found[site] = {"scores": site_scores(test_report(scores, tuple(job.data.labels), 0.0)).model_dump()}
     return found

@@ -24,6 +24,7 @@ from fl_app.result import Result, SearchResult
 from fl_app.site import SiteSettings
 from fl_app.training.cost import forward_flops
 from fl_app.training.fitting import fit_training, training_memory, with_training
+from fl_app.training.reporting import case_file
 from fl_app.training.trainer import ready_network
 
 HALF = (8, 16, 32, 64)  # half the channels of the quick job's U-Net
@@ -241,7 +242,8 @@ class Row:
             fit = fit_training(whole_in(self.job), CPU, self.budgets[group[0]] if keep else math.inf)
             cost = costs.trained("", fit.saving)
             started = time.monotonic()
-            baseline = train_baseline(fit.job, group, self.sites, steps * len(group))
+            files = {site: case_file(self.folder / site, self.name) for site in group}
+            baseline = train_baseline(fit.job, group, self.sites, steps * len(group), case_files=files)
             seconds += time.monotonic() - started
             for site in group:
                 models[site] = {

@@ -12,6 +12,8 @@ from typing import Any
 
 from scipy.stats import wilcoxon
 
+from fl_app.training.reporting import case_file
+
 # rows of the table: the run, and the model in it
 ROWS = (
     ("local", "local"),
@@ -147,7 +149,7 @@ def _cases(out: Path, runs: list[dict[str, Any]], name: str, model: str) -> _Cas
     for run in runs:
         for site, models in run["models"].items() if run["name"] == name else ():
             picked = models.get("chosen", {}).get("name", "") if model == "taken home" else model
-            path = out / f"seed-{run['seed']}" / name / site / f"test_cases_{picked.replace(' ', '_')}.csv"
+            path = case_file(out / f"seed-{run['seed']}" / name / site, picked)
             if path.exists():
                 with path.open(newline="") as stream:
                     for row in csv.DictReader(stream):

@@ -23,7 +23,7 @@ from fl_app.networks.found import is_part, read_found
 from fl_app.result import software_versions, weighted_mean
 from fl_app.site import SiteSettings
 from fl_app.training.fitting import training_memory
-from fl_app.training.reporting import test_report, validation_report, write_case_scores
+from fl_app.training.reporting import case_file, test_report, validation_report, write_case_scores
 from fl_app.training.trainer import Trainer, ready_network
 
 Values = dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ class _Candidates:
         organs = tuple(self._job.data.labels)
         scores = trainer.score(self._data.test, native=True)
         if self._settings.output:
-            write_case_scores(self._settings.output / f"test_cases_{name.replace(' ', '_')}.csv", scores)
+            write_case_scores(case_file(self._settings.output, name), scores)
         self.models[name] = PersonalModel(
             validation=validation,
             test=test_report(scores, organs, time.monotonic() - started),

@@ -29,12 +29,17 @@ from fl_app.processes import end_with_parent
 from fl_app.result import Baseline, site_scores, software_versions, weighted_mean
 from fl_app.site import SiteSettings, read_site
 from fl_app.training.device import choose_device
-from fl_app.training.reporting import test_report, validation_report
+from fl_app.training.reporting import test_report, validation_report, write_case_scores
 from fl_app.training.trainer import Trainer
 
 
 def train_baseline(
-    job: Job, trained_on: list[str], sites: Mapping[str, SiteSettings], steps: int, model: Path | None = None
+    job: Job,
+    trained_on: list[str],
+    sites: Mapping[str, SiteSettings],
+    steps: int,
+    model: Path | None = None,
+    case_files: Mapping[str, Path] | None = None,
 ) -> Baseline:
     """Train one model on the cases of some sites, and score it on each site's test cases.
 
@@ -44,6 +49,7 @@ def train_baseline(
         sites: all sites' settings.
         steps: optimiser steps between two validations.
         model: where to save the model, or none.
+        case_files: where to write the scores of a site's test cases one by one, for sites that want it.
     """
     started = time.monotonic()
     data = {
@@ -66,10 +72,10 @@ def train_baseline(
     if model:
         info = ModelInfo(job, best_round, (job.federation.best_metric, best_value), software_versions())
         save_model(model, best, info)
-    scores = {
-        name: site_scores(test_report(trainer.score(held.test, native=True), organs, 0.0))
-        for name, held in data.items()
-    }
+    tested = {name: trainer.score(held.test, native=True) for name, held in data.items()}
+    for name, path in (case_files or {}).items():
+        write_case_scores(path, tested[name])
+    scores = {name: site_scores(test_report(found, organs, 0.0)) for name, found in tested.items()}
     return Baseline(
         trained_on=trained_on,
         steps=steps * rounds,

@@ -1,10 +1,12 @@
 """The workflow and the sites' work without FLARE: fast enough to end a job after every round and go on."""
 
+import csv
 import json
 
 import pytest
 import torch
 
+from fl_app.baselines import train_baseline
 from fl_app.config_file import load_job
 from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, verify_ledger
@@ -13,6 +15,7 @@ from fl_app.networks import build_network
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.result import read_result
 from fl_app.site import SiteSettings
+from fl_app.training.reporting import case_file
 from tests.federation import write_job, write_sites
 
 ROUNDS = 3
@@ -235,3 +238,13 @@ def test_local_normalisation_stays_at_the_sites(data, job, tmp_path):
     moved = [weights[name] for name in weights if name not in stayed]
     assert result.exchanged_bytes == sum(4 * value.numel() for value in moved)
     assert result.final.mean_dice is not None
+
+
+def test_a_baseline_writes_the_scores_of_a_sites_cases_where_it_is_asked_to(data, job, tmp_path):
+    sites = settings(data, tmp_path)
+    path = case_file(tmp_path / "cases", "local")
+    baseline = train_baseline(job, ["site-1"], sites, 1, case_files={"site-1": path})
+    with path.open(newline="") as stream:
+        found = [float(row["dice"]) for row in csv.DictReader(stream)]
+    assert len(found) == baseline.sites["site-1"].cases
+    assert sum(found) / len(found) == pytest.approx(baseline.sites["site-1"].dice, abs=1e-6)

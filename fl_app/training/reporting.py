@@ -62,6 +62,11 @@ def test_report(scores: Sequence[CaseScore], organs: Sequence[str], seconds: flo
     )
 
 
+def case_file(folder: Path, model: str) -> Path:
+    """Where in a site's output folder the scores of a model are written case by case."""
+    return folder / f"test_cases_{model.replace(' ', '_')}.csv"
+
+
 def write_case_scores(path: Path, scores: Sequence[CaseScore]) -> None:
     """A table with a line for each case and organ, for the site's own eyes."""
     path.parent.mkdir(parents=True, exist_ok=True)
