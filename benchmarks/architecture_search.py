@@ -7,8 +7,8 @@ takes. Every row takes the same number of optimiser steps at each site; for the 
 among them, and the generations that choose have none. Fine-tuning adds the same steps to all. The budgets bind the
 searched rows and those "in budget" only: the others train networks that break some of them, which the table marks.
 
-Without ``--only`` those rows are run that compare the search with the usual networks, which takes some
-two hours on two cores; there are others for larger networks and for what was tried besides.
+Without ``--only`` those rows are run that compare the search with the usual networks, which takes two
+to three hours on two cores; there are others for larger networks and for what was tried besides.
 
 Runs that are finished are kept in the folder and not run again, so the command can be ended and started anew. No
 FLARE process is started: the sites take turns in one process, with the same workflow (`fl_app.rehearsal`).
