@@ -40,6 +40,13 @@ def pytest_configure(config):
     config.stash[_TALLY] = Tally()
 
 
+@pytest.hookimpl(trylast=True)  # after the order of the tests was drawn
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tally(pytestconfig):
     """Where a test of faults adds what it has done."""
