@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from fl_app.training.layers import adapt_layers
-from fl_app.training.precision import choose_precision
 from fl_app.training.spilling import spills
-from tests.poison import poison
+from tests.bf16 import needs_bf16, poison
 
 CPU = torch.device("cpu")
-needs_bf16 = pytest.mark.skipif(choose_precision("auto", CPU) != "bf16", reason="this CPU has no bf16 instructions")
 
 FLAT = {
     "smoothing": (lambda: nn.Conv3d(16, 16, 3, padding=1), (6, 96, 96)),

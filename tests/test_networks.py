@@ -17,12 +17,11 @@ from fl_app.errors import ConfigError
 from fl_app.networks import PooledStatistics, build_network, exchanged_names, propose_plan
 from fl_app.training.cost import forward_flops, training_memory
 from fl_app.training.layers import adapt_layers
+from tests.bf16 import needs_bf16
 
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-HAS_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 instructions")
 
 # each network's smallest patch with instance or batch normalisation
 SMALLEST = {

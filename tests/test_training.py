@@ -30,14 +30,12 @@ from fl_app.training.recompute import recompute
 from fl_app.training.reporting import test_report as report_of_test
 from fl_app.training.reporting import validation_report, write_case_scores
 from fl_app.training.trainer import Trainer
-from tests.poison import poison
+from tests.bf16 import HAS_BF16, needs_bf16, poison
 from tests.volumes import AFFINE, SPACING_MM, make_ct, write_nifti
 
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-HAS_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 instructions")
 
 
 @pytest.fixture(autouse=True)
