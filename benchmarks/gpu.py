@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.timing import machine
 from fl_app.config import Job
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.training.cost import forward_flops
 from fl_app.training.evaluation import predict
 from fl_app.training.layers import adapt_layers

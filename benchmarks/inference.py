@@ -27,7 +27,7 @@ from fl_app.config import Job
 from fl_app.data.cases import Case
 from fl_app.data.phantom import SITE_CHARACTERS, make_case
 from fl_app.data.preparation import PreparedCase, prepare_cases
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.training.evaluation import predict
 from fl_app.training.metrics import dice
 from fl_app.training.precision import MixedPrecision, choose_precision

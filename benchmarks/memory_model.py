@@ -20,7 +20,7 @@ from torch import nn
 
 from fl_app.config import Job
 from fl_app.config.space import SearchSpace
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.networks.space.architecture import Architecture, read_architecture
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.memory_model import CPU, MIB, SPACE, job
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork, supernet_size
 from fl_app.search.memory import memory_model

@@ -33,7 +33,7 @@ from fl_app.config import Job
 from fl_app.data.phantom import make_cohort
 from fl_app.messages import PREPARE, TEST, TRAIN, Saving, SiteReady, Spread, TestReport, TrainReport, Validation
 from fl_app.messages import ValidationReport as Validated
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.rehearsal import rehearse
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings

@@ -32,7 +32,7 @@ from nvflare.fuel.utils import fobs
 from fl_app.config import Job
 from fl_app.data.phantom import make_cohort
 from fl_app.messages import PREPARE, TRAIN, VALIDATE
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.rehearsal import rehearsal_channel, rehearse
 from fl_app.site import SiteSettings
 from fl_app.transfer import Rounding

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.widgets.info_collector import InfoCollector
 
@@ -21,8 +20,10 @@ from fl_app.errors import UserError
 from fl_app.messages import PROGRESS, SIGN_TOPIC, SITE_TOPIC
 from fl_app.result import RESULT_VARIABLE
 from fl_app.under_way import UNDER_WAY, write_under_way
-from server.flare_channel import FlareChannel
-from server.workflow import Workflow
+
+if TYPE_CHECKING:
+    from server.flare_channel import FlareChannel
+    from server.workflow import Workflow
 
 _TELL_SECONDS = 1.0
 
@@ -44,6 +45,9 @@ class Federation(Controller):
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Find where to write; listen to the sites' signs of life, and to the server's job runner."""
+        # takes seconds; who hands in a job needs the controller's name only
+        from nvflare.app_opt.pt.decomposers import TensorDecomposer
+
         fobs.register(TensorDecomposer)
         engine = fl_ctx.get_engine()
         told = os.environ.get(RESULT_VARIABLE)  # without it: where FLARE packs results for download
@@ -65,6 +69,9 @@ class Federation(Controller):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the whole job; a failure is written down before FLARE is told."""
+        from server.flare_channel import FlareChannel
+        from server.workflow import Workflow
+
         assert self._folder is not None
         self._channel = FlareChannel(self, fl_ctx, abort_signal)
         workflow = self._workflow = Workflow(Job.model_validate(self.job), self._folder, self._channel)

@@ -12,8 +12,8 @@ from fl_app.config import Job
 from fl_app.errors import FederationError
 from fl_app.messages import MAIN, SEARCHED, SUPERNET, TEST, TestReport, payload_bytes
 from fl_app.model_file import load_model, save_model
-from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.found import read_found, value_names
+from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.networks.space.supernet import Supernet
 from fl_app.networks.widths import WIDTHS, Width, build_width, parts_of
 from fl_app.result import SearchResult

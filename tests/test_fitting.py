@@ -14,7 +14,7 @@ from fl_app.data.sampling import PatchSampler
 from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
 from fl_app.model_file import load_model
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse

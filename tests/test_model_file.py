@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from fl_app.config_file import parse_job
 from fl_app.errors import DataError
 from fl_app.model_file import ModelInfo, load_model, save_model
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 
 JOB = parse_job(
     "name: two\ndata: {labels: {spleen: 3, liver: 1}, patch_voxels: [16, 16, 16]}\nnetwork: {channels: [2, 4]}"

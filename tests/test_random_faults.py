@@ -14,7 +14,7 @@ from fl_app.errors import FederationError
 from fl_app.ledger import TRAIL, verify_ledger
 from fl_app.messages import PREPARE
 from fl_app.model_file import load_model
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.rehearsal import rehearse
 from fl_app.result import read_result
 from fl_app.site import SiteSettings

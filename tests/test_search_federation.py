@@ -13,7 +13,7 @@ from fl_app.data.site_data import load_site_data
 from fl_app.errors import ConfigError, FederationError
 from fl_app.messages import MAIN, PERSONALISE, SEARCHED
 from fl_app.model_file import load_model
-from fl_app.networks import exchanged_names
+from fl_app.networks.registry import exchanged_names
 from fl_app.networks.space.architecture import read_architecture
 from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names

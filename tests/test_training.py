@@ -18,7 +18,7 @@ from fl_app.data.cases import Case
 from fl_app.data.preparation import PreparedCase, load_label, prepare_cases
 from fl_app.data.sampling import PatchSampler
 from fl_app.errors import ConfigError, DataError, TrainingError
-from fl_app.networks import build_network, exchanged_names
+from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
 from fl_app.training.layers import adapt_layers

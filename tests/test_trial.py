@@ -9,7 +9,7 @@ import torch
 from clients.work import SiteWork
 from fl_app.config import Job
 from fl_app.messages import PREPARE
-from fl_app.networks import build_network
+from fl_app.networks.registry import build_network
 from fl_app.site import SiteSettings
 from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss

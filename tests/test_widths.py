@@ -14,7 +14,7 @@ from fl_app.data.cases import find_cases
 from fl_app.data.preparation import prepare_cases
 from fl_app.errors import BudgetError, ConfigError, FederationError
 from fl_app.model_file import load_model
-from fl_app.networks import build_network, exchanged_names
+from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.networks.widths import WIDTHS, Width, build_width, parts_of, read_width, whole_names
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse

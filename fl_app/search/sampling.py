@@ -15,7 +15,7 @@ from fl_app.config import Job
 from fl_app.config.space import SearchSpace
 from fl_app.data.preparation import PreparedCase
 from fl_app.data.sampling import PatchSampler
-from fl_app.networks import exchanged_names
+from fl_app.networks.registry import exchanged_names
 from fl_app.networks.space.architecture import Architecture
 from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.memory import MemoryModel

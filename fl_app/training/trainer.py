@@ -17,8 +17,8 @@ from fl_app.config import Job
 from fl_app.data.preparation import PreparedCase
 from fl_app.data.sampling import PatchSampler
 from fl_app.errors import DataError, TrainingError
-from fl_app.networks import build_network, exchanged_names
 from fl_app.networks.found import build_found, read_found
+from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.networks.widths import whole_names
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
