@@ -49,8 +49,9 @@ def _keeps_gradients(job: Job, device: torch.device) -> bool:
 
 def measured_memory(network: nn.Module, job: Job, device: torch.device) -> int:
     """Bytes that training a network of cells takes at its peak, as sites train it; it stays as it is."""
-    network = copy.deepcopy(network)
-    return training_memory(recompute(network) if job.training.recompute else network, job, device)
+    if job.training.recompute:
+        network = recompute(copy.deepcopy(network))
+    return training_memory(network, job, device)
 
 
 def calibrate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -77,7 +78,7 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     def tried(way: Job) -> Fit:
         network = ready_network(way, device, architecture).cpu()  # a copy of it is tried on the device
         try:
-            taken = training_memory(network, way, device, processes)
+            taken = _measured(way.model_dump_json(), architecture, device, processes)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             taken = torch.cuda.get_device_properties(device).total_memory
@@ -93,6 +94,12 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     if not least.fits:
         return least
     return next((better for way in others[:-1] if (better := tried(way)).fits), least)
+
+
+@lru_cache(maxsize=1024)  # sites in one process, and widths with larger and smaller patches, ask for the same
+def _measured(way: str, architecture: str, device: torch.device, processes: int) -> int:
+    job = Job.model_validate_json(way)
+    return training_memory(ready_network(job, device, architecture).cpu(), job, device, processes)
 
 
 def with_windows(network: nn.Module, job: Job, device: torch.device, budget: float, training: int) -> tuple[Job, int]:
