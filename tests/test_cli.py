@@ -1,18 +1,25 @@
 """The command line answers at once and in plain words."""
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from fl_app.cli.__main__ import app
 from tests.federation import fedspleen, write_job, write_sites
 
 
+def every_command(command, path=()):
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from every_command(inner, (*path, name))
+
+
 def test_help_of_every_command_is_enough_to_use_it():
-    commands = ["", "simulate", "phantom", "config", "config show", "config check", "provision", "submit", "status"]
-    commands += ["follow", "abort", "download", "report"]
-    commands += ["server start", "server stop", "client start", "client stop", "client check", "client settings"]
-    commands += [f"kit {name}" for name in ("verify", "unpack", "list", "revoke", "request", "approve", "assemble")]
-    for command in commands:
-        done = fedspleen(*command.split(), "--help")
-        assert done.returncode == 0 and "Usage" in done.stdout
+    paths = list(every_command(get_command(app)))
+    assert len(paths) > 30 and ("kit", "verify") in paths
+    for path in paths:
+        done = CliRunner().invoke(app, [*path, "--help"])
+        assert done.exit_code == 0 and "Usage" in done.stdout, path
     assert "--compare" in fedspleen("simulate", "--help").stdout
 
 

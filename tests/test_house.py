@@ -65,6 +65,11 @@ def test_the_learning_code_loads_without_flare():
     run("-c", code)
 
 
+def test_handing_in_a_job_and_making_a_page_need_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import fl_app.cli.__main__, fl_app.deployment.jobs, fl_app.job"
+    run("-c", f"{code}, fl_app.reports.page, fl_app.reports.site_page")
+
+
 def repository_files():
     """Every text file that is committed or about to be."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
