@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
+from typer.testing import CliRunner
 
+from fl_app.cli.__main__ import app
 from fl_app.config import Job, NetworkSettings, network_sizes, plan_unet
 from fl_app.config_file import parse_job
 from fl_app.errors import ConfigError
@@ -303,8 +305,8 @@ def fedspleen(*arguments):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_json():
-    done = fedspleen("networks", "segresnet", "dints", "--patch", "16", "16", "16")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["networks", "segresnet", "dints", "--patch", "16", "16", "16"])
+    assert done.exit_code == 0, done.output
     assert "segresnet" in done.stdout and "large: multiples of 32 for this network" in done.stdout
     done = fedspleen(
         "networks", "segresnet", "--patch", "16", "16", "16", "--json", "--measure", "--device", "cpu", "--batch", "2"
