@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import nn
@@ -27,6 +26,9 @@ _SAVINGS = (
     *((True, 0.75, frozen) for frozen in (0.5, 0.75, 0.9)),
     *((True, share, 0.9) for share in (0.625, 0.5, 0.375, 0.25)),
 )
+# bytes of a job's way of training, by what it is asked with: sites in one process, and widths with larger and smaller
+# patches, ask for the same
+_measured: dict[tuple[str, str, torch.device, int], int] = {}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     def tried(way: Job) -> Fit:
         network = ready_network(way, device, architecture).cpu()  # a copy of it is tried on the device
         try:
-            taken = _measured(way.model_dump_json(), architecture, device, processes)
+            asked = way.model_dump_json(), architecture, device, processes
+            if asked not in _measured:
+                _measured[asked] = training_memory(network, way, device, processes)
+            taken = _measured[asked]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             taken = torch.cuda.get_device_properties(device).total_memory
@@ -94,12 +99,6 @@ def fit_training(job: Job, device: torch.device, budget: float, architecture: st
     if not least.fits:
         return least
     return next((better for way in others[:-1] if (better := tried(way)).fits), least)
-
-
-@lru_cache(maxsize=1024)  # sites in one process, and widths with larger and smaller patches, ask for the same
-def _measured(way: str, architecture: str, device: torch.device, processes: int) -> int:
-    job = Job.model_validate_json(way)
-    return training_memory(ready_network(job, device, architecture).cpu(), job, device, processes)
 
 
 def with_windows(network: nn.Module, job: Job, device: torch.device, budget: float, training: int) -> tuple[Job, int]:
