@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
@@ -31,11 +30,11 @@ class Answers:
     """Does the tasks of a job.
 
     Args:
-        job: a job as plain data, as `Job` writes and reads it.
+        job: the job.
         signs: told of each task and each optimiser step.
     """
 
-    def __init__(self, job: dict[str, Any], signs: Signs) -> None:
+    def __init__(self, job: Job, signs: Signs) -> None:
         fobs.register(TensorDecomposer)
         self._job = job
         self._signs = signs
@@ -77,4 +76,4 @@ class Answers:
         self._state = settings.state
         if self._state and self._state.name == fl_ctx.get_job_id():
             forget_old(self._state.parent)
-        return SiteWork(Job.model_validate(self._job), site, settings, self._state, self._signs.step)
+        return SiteWork(self._job, site, settings, self._state, self._signs.step)

@@ -41,10 +41,11 @@ class SiteExecutor(Executor):
         if event_type == EventType.START_RUN:
             from clients.answers import Answers  # takes seconds; who hands in a job needs the executor's name only
 
-            self._answers = Answers(self.job, self._signs)
+            job = Job.model_validate(self.job)
+            self._answers = Answers(job, self._signs)
             # a reply that was lost with its connection is asked for again; FLARE waits for it for 300 s
-            limit = Job.model_validate(self.job).federation.round_time_limit_s
-            fl_ctx.get_engine().client.communicator.timeout = max(_LEAST_REPLY_SECONDS, limit * _REPLY_SHARE)
+            seconds = job.federation.round_time_limit_s * _REPLY_SHARE
+            fl_ctx.get_engine().client.communicator.timeout = max(_LEAST_REPLY_SECONDS, seconds)
         elif self._answers and event_type == EventType.ABORT_TASK:
             self._answers.pause()
         elif self._answers and event_type == EventType.END_RUN:
