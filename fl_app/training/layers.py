@@ -151,7 +151,8 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
             return block(*self.as_function(input), [input])
         if torch.is_autocast_enabled(input.device.type) and (spilling or self.is_exact_for(input.shape[2:])):
             with torch.autocast(input.device.type, enabled=False):
-                return super().forward(input.float())
+                bias = None if self.bias is None else self.bias.float()
+                return self._transposed(input.float(), self.weight.float(), bias)
         return super().forward(input)
 
     def is_exact_for(self, sides: Sequence[int]) -> bool:
@@ -164,6 +165,10 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
             return Doubling(self.out_channels), *self._doubled()
         stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
         return Transposing(stride, padding, tuple(self.output_padding), dilation), self.weight, self.bias
+
+    def _transposed(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        padding = cast(tuple[int, ...], self.padding), tuple(self.output_padding)
+        return functional.conv_transpose3d(features, weight, bias, self.stride, *padding, self.groups, self.dilation)
 
     def _is_quick_for(self, features: torch.Tensor) -> bool:
         wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
