@@ -41,7 +41,7 @@ def test_value_and_gradient_are_monais(organs, share, labels_as):
 def test_chunks_do_not_change_the_result(monkeypatch):
     logits, labels = patches(2)
     whole = gradient_of(DiceCrossEntropy(), logits, labels)
-    monkeypatch.setattr(dice_ce, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(dice_ce, "_CHUNK_VALUES", {"cpu": 1})
     chunked = gradient_of(DiceCrossEntropy(), logits, labels)
     assert torch.allclose(whole[0], chunked[0], atol=1e-6) and torch.allclose(whole[1], chunked[1], atol=1e-8)
 

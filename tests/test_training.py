@@ -11,19 +11,22 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_surface_dice
+from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from fl_app.config import AugmentationSettings, DataSettings, Job, NetworkSettings, TrainingSettings
 from fl_app.data.cases import Case
 from fl_app.data.preparation import PreparedCase, load_label, prepare_cases
 from fl_app.data.sampling import PatchSampler
+from fl_app.data.site_data import SiteData
 from fl_app.errors import ConfigError, DataError, TrainingError
 from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
 from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore, Summary, dice, surface_dice
-from fl_app.training.objectives import build_loss, build_optimizer, learning_rate
+from fl_app.training.novograd import ForeachNovograd
+from fl_app.training.objectives import build_loss, build_optimizer, learning_rate, moved_state
 from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.randomness import start_stream, stream_seed
 from fl_app.training.recompute import recompute
@@ -228,6 +231,18 @@ def test_a_transposed_convolution_is_traced_as_torchs():
     assert "einsum" not in str(torch.jit.trace(quick, image).inlined_graph)
 
 
+@pytest.mark.parametrize("kind", ["conv", "transposed"])
+def test_small_maps_are_computed_in_fp32_with_weights_that_are_held_in_bf16(kind):
+    """As those are that a site with little memory does not train."""
+    torch.manual_seed(0)
+    plain = nn.Conv3d(8, 20, 3, padding=1) if kind == "conv" else nn.ConvTranspose3d(8, 20, 3, 2, 1, 1)
+    held = adapt_layers(copy.deepcopy(plain)).bfloat16()
+    images = torch.randn(1, 8, 2, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = held(images.clone().requires_grad_())
+    torch.testing.assert_close(found, plain.bfloat16().float()(images))
+
+
 def test_an_activation_with_a_slope_for_each_channel_stays_torchs():
     plain, adapted = (nn.PReLU(3).train() for _ in range(2))
     image = torch.randn(1, 3, 4, 4, 4)
@@ -351,8 +366,46 @@ def test_the_learning_rate_falls_as_its_schedule_says(schedule, half, end):
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weights_moved_together_are_moved_as_monais_novograd_does(decay):
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Conv3d(7, 9, 3), nn.PReLU(), nn.Conv3d(9, 2, 1))
+    one, other = (copy.deepcopy(start) for _ in range(2))
+    optimizers = (
+        Novograd(one.parameters(), lr=0.01, weight_decay=decay),
+        ForeachNovograd(other.parameters(), lr=0.01, weight_decay=decay, foreach=True),
+    )
+    for number in range(5):
+        upstream = [torch.randn_like(each) for each in start.parameters()]
+        for network, optimizer in zip((one, other), optimizers, strict=True):
+            for weight, gradient in zip(network.parameters(), upstream, strict=True):
+                weight.grad = gradient.clone()
+            if number < 2:  # what has no gradient stays
+                network[2].bias.grad = None
+            optimizer.step()
+    for weight, moved in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(moved, weight, rtol=1e-6, atol=1e-6)
+    for state, same_state in zip(*(each.state_dict()["state"].values() for each in optimizers), strict=True):
+        assert state["step"] == same_state["step"]
+        torch.testing.assert_close(same_state["exp_avg"], state["exp_avg"])
+        torch.testing.assert_close(same_state["exp_avg_sq"], state["exp_avg_sq"])
+
+
+def test_all_that_an_optimiser_remembers_goes_where_the_network_goes():
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    elsewhere = torch.device("meta")
+    for kind in (Novograd, ForeachNovograd, torch.optim.Adam):
+        optimizer = kind([weight], lr=0.1)
+        optimizer.step()
+        moved = moved_state(optimizer.state[weight], elsewhere)
+        places = {name: value.device for name, value in moved.items() if isinstance(value, torch.Tensor)}
+        assert set(places) - {"step"} and all(place == elsewhere for name, place in places.items() if name != "step")
+        assert places.get("step", CPU) == CPU, "torch's Adam counts on the CPU"
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"), [("novograd", "Novograd"), ("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")]
+    ("name", "kind"), [("novograd", "ForeachNovograd"), ("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")]
 )
 def test_an_optimizer_is_what_it_is_called_and_holds_every_weight(name, kind):
     network = build_network(Job(network={"channels": (2, 4)}))
@@ -755,6 +808,15 @@ def test_patches_have_the_size_and_types_that_are_asked_for(patch):
     assert images.shape == labels.shape == (3, 1, *patch)
     assert (images.dtype, labels.dtype) == (torch.float32, torch.uint8)
     assert bool(torch.isfinite(images).all())
+
+
+def test_the_cases_that_are_trained_and_validated_on_go_to_a_device_that_holds_them():
+    held = SiteData(*([block_case()] for _ in range(3)), [])
+    size = 2 * 3 * 40**3  # voxels of float16 and uint8, of two cases
+    there = held.near(torch.device("meta"), size)
+    for case in (there.training[0], there.validation[0]):
+        assert case.image.is_meta and case.label.is_meta and not case.organ_centres.is_meta
+    assert there.test == held.test and held.near(torch.device("meta"), size - 1) is held
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

@@ -38,7 +38,7 @@ class PatchSampler:
     def draw(
         self, batch_size: int, chance: np.random.Generator, share: slice = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (batch, 1, x, y, z) float32 and labels (batch, 1, x, y, z) uint8.
+        """Images (batch, 1, x, y, z) float32 and labels (batch, 1, x, y, z) uint8, where the cases are.
 
         Args:
             batch_size: patches in the batch.
@@ -46,8 +46,9 @@ class PatchSampler:
             share: which patches of the batch to make.
         """
         wanted = [self._choose(chance) for _ in range(batch_size)][share]
-        images = torch.empty(len(wanted), 1, *self.patch)
-        labels = torch.empty(len(wanted), 1, *self.patch, dtype=torch.uint8)
+        device = self.cases[0].image.device if self.cases else None
+        images = torch.empty(len(wanted), 1, *self.patch, device=device)
+        labels = torch.empty(len(wanted), 1, *self.patch, dtype=torch.uint8, device=device)
         # each patch is written to where it is wanted: a batch is not put together a second time
         for patch, image, label in zip(wanted, images, labels, strict=True):
             _copy_padded(patch.case.image[(slice(None), *patch.window)], image)
@@ -98,7 +99,7 @@ class _Change:
         if (self.scale, self.shift) != (1.0, 0.0):
             torch.add(torch.tensor(self.shift, dtype=image.dtype), image, alpha=self.scale, out=image)  # in one go
         if self.noise is not None:
-            image.add_(torch.from_numpy(self.noise), alpha=self.strength)
+            image.add_(torch.from_numpy(self.noise).to(image.device), alpha=self.strength)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from fl_app.training.slabs import slabs
 
 _SMOOTH = 1e-5  # MONAI's smooth_nr and smooth_dr
-_CHUNK_VALUES = 2**16  # computed at a time: 256 KiB in fp32, which is quicker, too, and adds little to the peak
+# computed at a time: 256 KiB in fp32, which is quicker on a CPU, too, and adds little to the peak; a GPU is slow with
+# small ones
+_CHUNK_VALUES = {"cpu": 2**16, "cuda": 2**22}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         counts = torch.zeros(3 * classes + 1, dtype=exact, device=logits.device)
         sums, entropy = counts[1:].view(3, classes), counts[0]  # p t, p, t
         ctx.voxels, ctx.overwrite = labels.numel(), overwrite
-        for part in slabs(logits, 2, _CHUNK_VALUES):
+        for part in slabs(logits, 2, _CHUNK_VALUES[logits.device.type]):
             log_p, target = logits[:, :, part].to(exact).log_softmax(1), labels[:, 0, part]
             masks = [(target == each).to(exact) for each in range(classes)]
             # products of whole planes: on a CPU far quicker than gathering voxel by voxel
@@ -102,7 +104,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         inside = outside - 2 / total / (classes - 1)
         share = 1 / ctx.voxels
         gradient = logits if ctx.overwrite else torch.empty_like(logits)
-        for part in slabs(logits, 2, _CHUNK_VALUES):
+        for part in slabs(logits, 2, _CHUNK_VALUES[logits.device.type]):
             p, target = logits[:, :, part].to(sums.dtype).softmax(1), labels[:, 0, part]
             masks = [(target == each).to(p.dtype) for each in range(classes)]
             slopes = [outside[each] + (inside[each] - outside[each]) * masks[each] for each in range(1, classes)]

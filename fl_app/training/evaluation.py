@@ -33,7 +33,7 @@ def score_prepared(
     """Dice of each case on the job's grid: quick, for choosing the best model."""
     scores = []
     for case in cases:
-        predicted = predict(network, case.image, job, precision).argmax(0).cpu()
+        predicted = predict(network, case.image, job, precision).argmax(0).to(case.label.device)
         scores.append(CaseScore(case.name, dice(predicted, case.label[0], tuple(job.data.labels))))
     return scores
 

@@ -1,4 +1,4 @@
-"""Layers as networks are computed with here: right in mixed precision, and quick on CPUs.
+"""Layers as networks are computed with here: right in mixed precision, and quick.
 
 Each takes the place of one of torch's, with the same names and weights, and the same results up to rounding;
 `adapt_layers` puts them in.
@@ -19,6 +19,7 @@ from fl_app.training.blocks import block
 from fl_app.training.convolving import Convolving, Smoothing, Striding
 from fl_app.training.spilling import spills
 from fl_app.training.transposing import Doubling, Transposing
+from fl_app.training.whole_gpu import is_quick_for, normalised
 
 _BLOCK = 16  # channels that a CPU computes at once
 FEW_CHANNELS = 4  # so few that what a CPU computes for nothing matters
@@ -116,14 +117,17 @@ class QuickPReLU(nn.PReLU):
 
 
 class QuickInstanceNorm3d(nn.InstanceNorm3d):
-    """An instance normalisation that keeps the layout of the maps, which torch's copies on CPUs.
+    """An instance normalisation that keeps the layout of the maps, which torch's copies.
 
-    Of one patch it is a batch normalisation, for which torch has a kernel for maps whose channels lie next to each
-    other; with few channels that one is slow.
+    On a CPU, of one patch it is a batch normalisation, for which torch has a kernel for maps whose channels lie next to
+    each other; with few channels that one is slow. On a GPU all of it works on maps of many voxels
+    (`fl_app.training.whole_gpu`).
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.InstanceNorm3d`."""
+        if is_quick_for(input) and not self.track_running_stats:
+            return normalised(input, self.weight, self.bias, self.eps)
         layered = input.dim() == 5 and input.is_contiguous(memory_format=torch.channels_last_3d)
         if not layered or input.shape[1] < _BLOCK or self.track_running_stats or not computed_on_cpu(input):
             return super().forward(input)

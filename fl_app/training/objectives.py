@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from monai.losses.dice import DiceFocalLoss, DiceLoss
-from monai.optimizers.novograd import Novograd
 from torch import nn
 
 from fl_app.config import TrainingSettings
 from fl_app.training.dice_ce import DiceCrossEntropy
-from fl_app.training.novograd import SlabbedNovograd
+from fl_app.training.novograd import ForeachNovograd, SlabbedNovograd
 
 
 def build_loss(name: str, overwrite: bool = False) -> nn.Module:
@@ -57,7 +56,7 @@ def build_optimizer(settings: TrainingSettings, network: nn.Module) -> torch.opt
     """The optimiser that the job names, over all of the network's parameters."""
     parameters, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "novograd":
-        kind = SlabbedNovograd if settings.early_update else Novograd
+        kind = SlabbedNovograd if settings.early_update else ForeachNovograd
         return kind(parameters, lr=rate, weight_decay=decay)
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
@@ -79,8 +78,8 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
 
 
 def moved_state(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """An optimiser's state of one parameter on a device; scalars stay where they are, as Adam wants it."""
+    """An optimiser's state of one parameter on a device; the number of steps stays where it is, as Adam wants it."""
     return {
-        name: value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value
+        name: value.to(device) if isinstance(value, torch.Tensor) and name != "step" else value
         for name, value in state.items()
     }

@@ -10,7 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from fl_app.config import Job
 from fl_app.files import replacing
 from fl_app.training.device import free_memory
 from fl_app.training.precision import Name, choose_precision
+from fl_app.training.replaying import may_replay
 from fl_app.training.step import RandomSteps
 
 # measured on CPUs (benchmarks/training_step.py), where MONAI's U-Net was the first to be faster in this layout
@@ -39,13 +40,16 @@ class Way:
         precision: bf16, fp16 or fp32.
         channels_last: whether a voxel's channels lie next to each other in memory (torch.channels_last_3d), rather
             than a channel's voxels.
+        replayed: whether a GPU gets a training step's passes as CUDA graphs.
     """
 
     precision: Name
     channels_last: bool
+    replayed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.precision}, {'channels last' if self.channels_last else 'contiguous'}"
+        layout = "channels last" if self.channels_last else "contiguous"
+        return f"{self.precision}, {layout}{', replayed' if self.replayed else ''}"
 
     def laid_out(self, network: nn.Module) -> nn.Module:
         """The network with its weights in this layout, in place; what it computes follows."""
@@ -67,7 +71,8 @@ def quickest_way(
 
     A deterministic job computes in the usual way, since a clock never shows the same twice; so does one too short for a
     trial to pay, and one with a search or a memory budget, which are counted in that way. torch.compile is not tried:
-    compiling takes longer than the whole trial.
+    compiling takes longer than the whole trial. Ways are tried kernel by kernel; where a GPU can replay the passes, the
+    chosen way does.
 
     Args:
         job: its precision, patch, batch, loss and optimiser are what is tried.
@@ -77,9 +82,11 @@ def quickest_way(
         budgeted: whether the site has a memory budget.
     """
     usual = usual_way(job, device)
-    steps = job.federation.rounds * job.training.steps_per_round
-    if job.training.deterministic or job.search.wanted or budgeted or steps < _FEWEST_STEPS:
+    if job.training.deterministic or job.search.wanted or budgeted:
         return usual, {}
+    replayed = may_replay(job, device)
+    if job.federation.rounds * job.training.steps_per_round < _FEWEST_STEPS:
+        return replace(usual, replayed=replayed), {}
     path = memory / f"way-{_kind(job, network, device)}.json" if memory else None
     seconds = _recall(path)
     if not seconds:
@@ -88,7 +95,8 @@ def quickest_way(
         if path and seconds:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps([asdict(way) | {"seconds": taken} for way, taken in seconds.items()]))
-    return min(seconds, key=lambda way: seconds[way], default=usual), {str(way): seconds[way] for way in seconds}
+    best = min(seconds, key=lambda way: seconds[way], default=usual)
+    return replace(best, replayed=replayed), {str(way): seconds[way] for way in seconds}
 
 
 def _try_out(job: Job, network: nn.Module, device: torch.device, usual: Way) -> dict[Way, list[float]]:
