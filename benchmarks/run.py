@@ -4,7 +4,8 @@
 
 Each runs in a process of its own and has a time limit. What one printed is kept in ``results/benchmarks/``, so that a
 run that was ended goes on where it was; another commit, or ``--again``, begins anew. One that fails is named, and the
-others go on; the exit code is then 1.
+others go on; the exit code is then 1. The results of those that are not run stay in the file: each says where and when
+it was made.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fl_app.result import software_versions
 
 HERE = Path(__file__).parent
 KEPT = HERE.parent / "results" / "benchmarks"
+_NEED_GPU = ("gpu", "single_site")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Outcome:
     seconds: float
     failure: str
     output: str
+    place: str = ""
 
 
 def read_suite() -> list[Entry]:
@@ -88,50 +91,43 @@ def run(entry: Entry) -> Outcome:
     return Outcome(shown, commit(), now, round(time.monotonic() - started), failure, output)
 
 
-def report(entries: list[Entry], outcomes: dict[str, Outcome], note: str = "") -> str:
-    """The results as Markdown; ``note`` says under which conditions."""
+def place(note: str) -> str:
+    """This machine, the versions, and under which conditions."""
     processor = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown"
     )
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     memory = psutil.virtual_memory().total / 2**30
-    versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
+    versions = software_versions()
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("python", "monai", "torch", "nvflare"))
+    told = f"{cores} of {processor}, {memory:.0f} GiB, GPU: {', '.join(gpus) or 'none'}; {shown}"
+    return f"{told}; {note}" if note else told
+
+
+def report(entries: list[Entry], outcomes: dict[str, Outcome], earlier: str = "") -> str:
+    """The results as Markdown; what ``earlier`` results say of the other benchmarks stays."""
     text = [
         "# Results",
         "",
         "Written by `benchmarks/run.sh`; do not edit. What each benchmark compares with what is in",
-        "[README.md](README.md) and at the top of each file.",
-        "",
-        f"- {cores} of {processor}, {memory:.0f} GiB, {platform.system()} {platform.release()}",
-        f"- GPU: {', '.join(gpus) or 'none'}",
-        f"- {versions}",
-        f"- {_course(entries, outcomes)}",
-        *([f"- {note}"] if note else []),
+        "[README.md](README.md) and at the top of each file. Only the ratios mean something on another machine.",
     ]
+    # what a benchmark printed may hold lines like headings
+    _, *parts = re.split(r"\n## (\w+)\n\n(?=`|Not run)", earlier)
+    known = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
     for entry in entries:
         text += ["", f"## {entry.name}", ""]
         outcome = outcomes.get(entry.name)
         if outcome is None:
-            text.append("Not run.")
+            text.append(known.get(entry.name, "Not run."))
             continue
-        text.append(f"`{outcome.command}`, commit {outcome.commit}, {outcome.finished}, {outcome.seconds:.0f} s")
+        text.append(f"`{outcome.command}`, commit {outcome.commit}, {outcome.finished}, {outcome.seconds:.0f} s  ")
+        text.append(outcome.place)
         if outcome.failure:
             text += ["", f"**Failed: {outcome.failure}.**"]
         text += ["", "```", outcome.output.rstrip(), "```"]
     return "\n".join(text) + "\n"
-
-
-def _course(entries: list[Entry], outcomes: dict[str, Outcome]) -> str:
-    """When it was, how long it took, what is left."""
-    done = [outcomes[entry.name] for entry in entries if entry.name in outcomes]
-    days = sorted({outcome.finished[:10] for outcome in done})
-    minutes = round(sum(outcome.seconds for outcome in done) / 60)
-    failed = sum(bool(outcome.failure) for outcome in done)
-    return (
-        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}: {len(done)} of {len(entries)} benchmarks in "
-        f"{minutes // 60} h {minutes % 60:02} min, {failed} failed, {len(entries) - len(done)} not run"
-    )
 
 
 def _lines(path: str) -> list[str]:
@@ -153,8 +149,8 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     failed = []
     for entry in wanted:
-        if entry.name == "gpu" and not torch.cuda.is_available():
-            print("gpu: left out, torch finds no CUDA GPU on this machine")
+        if entry.name in _NEED_GPU and not torch.cuda.is_available():
+            print(f"{entry.name}: left out, torch finds no CUDA GPU on this machine")
             continue
         kept = KEPT / f"{entry.name}.json"
         earlier = Outcome(**json.loads(kept.read_text())) if kept.exists() else None
@@ -162,14 +158,15 @@ def main() -> int:
             print(f"{entry.name}: done before, {earlier.finished}", flush=True)
             continue
         print(f"{entry.name}: at most {entry.minutes} minutes", flush=True)
-        outcome = run(entry)
+        outcome = replace(run(entry), place=place(arguments.note))
         kept.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
         print(outcome.output, end="", flush=True)
         if outcome.failure:
             failed.append(entry.name)
             print(f"{entry.name}: FAILED: {outcome.failure}", flush=True)
         everything = {path.stem: Outcome(**json.loads(path.read_text())) for path in KEPT.glob("*.json")}
-        (HERE / "RESULTS.md").write_text(report(entries, everything, arguments.note))
+        results = HERE / "RESULTS.md"
+        results.write_text(report(entries, everything, results.read_text() if results.exists() else ""))
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks.run import Entry, Outcome, read_suite, report, run
+from benchmarks.run import Entry, Outcome, place, read_suite, report, run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -28,16 +28,21 @@ def test_a_benchmark_that_fails_or_takes_too_long_is_named_and_its_output_kept()
 
 
 def test_what_a_benchmark_printed_stands_in_the_results():
-    done = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 5, "", "3.5 times sooner\n")
+    done = Outcome(
+        "python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 5, "", "3.5 times sooner\n", place("")
+    )
     text = report([Entry("decoding", 1, ())], {"decoding": done})
-    assert "```\n3.5 times sooner\n```" in text and "commit abc" in text and "torch" in text
+    assert "```\n3.5 times sooner\n```" in text and "commit abc" in text and "torch" in text and "GPU" in text
 
 
-def test_the_results_say_when_they_were_made_how_long_it_took_and_what_is_left():
-    one = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 3900, "", "")
-    other = Outcome("python -m benchmarks.transfer", "abc", "2026-11-22T12:00+00:00", 60, "it ended", "")
+def test_the_results_of_benchmarks_that_are_not_run_stay_with_where_and_when_they_were_made():
+    one = Outcome("python -m benchmarks.decoding", "abc", "2026-11-21T12:00+00:00", 3900, "", "## 1", "a laptop")
+    other = Outcome("python -m benchmarks.transfer", "def", "2026-11-22T12:00+00:00", 60, "it ended", "2", "a server")
     entries = [Entry(name, 1, ()) for name in ("decoding", "transfer", "inference")]
-    text = report(entries, {"decoding": one, "transfer": other}, "other work was going on")
-    assert "- 2026-11-21 to 2026-11-22: 2 of 3 benchmarks in 1 h 06 min, 1 failed, 1 not run\n" in text
-    assert "- other work was going on\n" in text
-    assert "- 2026-11-21: 1 of 1 " in report(entries[:1], {"decoding": one})
+    first = report(entries, {"decoding": one})
+    both = report(entries, {"transfer": other}, first)
+    assert both == report(entries, {"decoding": one, "transfer": other}) != first
+    assert "2026-11-21T12:00+00:00, 3900 s  \na laptop\n" in both and "a server" in both and "Not run." in both
+    assert place("other work was going on").endswith("; other work was going on")
+    gone = report(entries[1:], {}, both)
+    assert "decoding" not in gone and "a server" in gone
