@@ -1,10 +1,13 @@
-"""Training steps and inference on a GPU, all precisions and layouts: one command, under eight minutes, a table as JSON.
+"""Training steps and inference on a GPU, beside MONAI's in plain PyTorch: one command, under eight minutes.
 
     .venv/bin/python -m benchmarks.gpu [--json gpu.json]
 
-Needs the source checkout and the Python packages only. The alternative is fp32 with TF32 off in ordinary memory. The
-share of the peak is what the convolutions achieve (forward pass counted by torch, times three for the step) over what a
-large matrix product achieves on the same device in the same precision. What the time does not suffice for is named.
+Needs the source checkout and the Python packages only. The alternatives are the same network as MONAI builds it, with
+its `DiceCELoss` and `Novograd`, in fp32 without and with TF32 and with AMP (fp16, scaled gradients), and its
+`sliding_window_inference`; in each the fastest memory layout is up to PyTorch. Ours are the ways that a site tries,
+replayed as CUDA graphs as a site does. Without AMP the alternative of each ratio is named in the table. The share of
+the peak is what the convolutions achieve (forward pass counted by torch, times three for the step) over what a large
+matrix product achieves on the same device in the same precision. What the time does not suffice for is named.
 ``--device cpu --patches 32 --batches 1`` tries the command itself where there is no GPU.
 """
 
@@ -13,11 +16,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from monai.inferers.utils import sliding_window_inference
+from monai.losses.dice import DiceCELoss
+from monai.optimizers.novograd import Novograd
+from torch import nn
 
 from benchmarks.timing import machine
 from fl_app.config import Job
@@ -26,38 +33,70 @@ from fl_app.training.cost import forward_flops
 from fl_app.training.evaluation import predict
 from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision, Name
+from fl_app.training.replaying import may_replay, replay
 from fl_app.training.step import RandomSteps
-from fl_app.training.trial import Way, timed
+from fl_app.training.trial import Way
 
-SECONDS = 420  # no row is begun after this long
-STEPS = 8
+STEPS, ENOUGH_SECONDS = 10, 2.0  # that are timed, and after which no more are
+NETWORKS = ("unet", "dynunet")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute, with TF32 on or off for what is left in fp32, compiled or not."""
+    """A way to compute; MONAI's in plain PyTorch, or ours.
+
+    Attributes:
+        way: precision and layout.
+        tf32: whether what is in fp32 may use TF32.
+        plain: whether it is MONAI's.
+    """
 
     way: Way
     tf32: bool = True
-    compiled: bool = False
+    plain: bool = False
 
     def __str__(self) -> str:
-        extras = (", TF32 on" if self.tf32 else ", TF32 off") if self.way.precision == "fp32" else ""
-        return f"{self.way}{extras}{', compiled' if self.compiled else ''}"
+        if not self.plain:
+            return f"fedspleen, {self.way}"
+        if self.way.precision == "fp32":
+            return f"MONAI, fp32, TF32 {'on' if self.tf32 else 'off'}"
+        return f"MONAI, AMP {self.way.precision}"
 
 
-BASE = Variant(Way("fp32", False), tf32=False)
+FP32, TF32 = (Variant(Way("fp32", False), tf32, plain=True) for tf32 in (False, True))
 
 
 def variants(device: torch.device) -> Iterator[Variant]:
-    """The alternative first; compiled ones last, since they take longest to begin."""
-    halves: tuple[Name, ...] = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
-    yield BASE
-    for precision in ("fp32", *halves):
-        for layout in (False, True):
-            yield Variant(Way(precision, layout))
-    for precision in halves:
-        yield Variant(Way(precision, precision == "bf16"), compiled=True)
+    """The alternatives first."""
+    amp: Name = "fp16" if device.type == "cuda" else "bf16"
+    yield from (FP32, TF32, Variant(Way(amp, False), plain=True))
+    for precision in ("bf16", "fp16", "fp32") if device.type == "cuda" else ("bf16", "fp32"):
+        for layout in (True, False):
+            yield Variant(Way(precision, layout, device.type == "cuda"))
+
+
+class PlainSteps:
+    """Training steps as MONAI's fast training tutorial takes them, on random patches."""
+
+    def __init__(self, network: nn.Module, patch: tuple[int, ...], batch: int, device: torch.device, precision: Name):
+        self._network, self._device = network.train(), device
+        self._loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, batch=True)
+        self._optimizer = Novograd(network.parameters(), 2e-3)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self._images = torch.rand(batch, 1, *patch, device=device)
+
+    def step(self) -> None:
+        """One step."""
+        labels = torch.randint(0, 2, self._images.shape, device=self._device)
+        self._optimizer.zero_grad()
+        with torch.autocast(self._device.type, self._kind, enabled=self._kind is not None):
+            found = self._network(self._images)
+            # a DynUNet in training gives the logits of its inner levels, too, where asked for; here it is not
+            loss = self._loss(found, labels)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
 
 def use_tf32(on: bool) -> None:
@@ -87,43 +126,72 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def median_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call, after three to warm up; fewer are timed where they take long."""
+    for _ in range(3):
+        call()
+    taken: list[float] = []
+    while len(taken) < 3 or (len(taken) < STEPS and sum(taken) < ENOUGH_SECONDS):
+        synchronise(device)
+        started = time.perf_counter()
+        call()
+        synchronise(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
 def training_row(name: str, patch: int, batch: int, variant: Variant, device: torch.device) -> dict[str, float]:
     """Seconds of a step, operations a second, and the memory that torch took at most."""
     job = job_of(name, patch)
-    network = variant.way.laid_out(adapt_layers(build_network(job)).to(device))
+    network = build_network(job).to(device)
     flops = 3 * forward_flops(network, job.data.patch_voxels, batch)
-    if variant.compiled:
-        network.compile()
     use_tf32(variant.tf32)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    steps = RandomSteps(network, job.data.patch_voxels, batch, device, variant.way.precision, job.training)
-    for _ in range(3):
-        steps.step()
-    seconds = statistics.median(timed(steps, device) for _ in range(STEPS))
+    if variant.plain:
+        seconds = median_seconds(
+            PlainSteps(network, job.data.patch_voxels, batch, device, variant.way.precision).step, device
+        )
+    else:
+        network = variant.way.laid_out(adapt_layers(network))
+        steps = RandomSteps(network, job.data.patch_voxels, batch, device, variant.way.precision, job.training)
+        if variant.way.replayed and may_replay(job, device):
+            replay(steps.network, steps.images, MixedPrecision(variant.way.precision, device))
+        seconds = median_seconds(steps.step, device)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"seconds": seconds, "flops_per_second": flops / seconds, "peak_memory_bytes": memory}
 
 
 def inference_row(patch: int, variant: Variant, device: torch.device) -> dict[str, float]:
-    """Seconds for one prepared CT by sliding windows, as a validation takes them."""
+    """Seconds for one prepared CT by sliding windows: ours as a validation takes them, MONAI's with overlap 0.5."""
     job = job_of("unet", patch)
-    network = variant.way.laid_out(adapt_layers(build_network(job)).to(device))
-    image = torch.rand(1, *(3 * patch, 3 * patch, 2 * patch))
-    precision = MixedPrecision(variant.way.precision, device)
+    network, image = build_network(job).to(device).eval(), torch.rand(1, 3 * patch, 3 * patch, 2 * patch, device=device)
     use_tf32(variant.tf32)
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        predict(network, image, job, precision)
-        synchronise(device)
-        taken.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(taken[1:])}
+    if variant.plain:
+        kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant.way.precision)
+
+        def call() -> object:
+            with torch.no_grad(), torch.autocast(device.type, kind, enabled=kind is not None):
+                return sliding_window_inference(
+                    image[None], job.data.patch_voxels, 4, network, 0.5, mode="gaussian"
+                ).argmax(1)
+    else:
+        network, precision = (
+            variant.way.laid_out(adapt_layers(network)),
+            MixedPrecision(variant.way.precision, device),
+        )
+
+        def call() -> object:
+            return predict(network, image, job, precision).argmax(0)
+
+    return {"seconds": median_seconds(call, device)}
 
 
 def job_of(name: str, patch: int) -> Job:
-    """A job with this network and patch."""
-    return Job.model_validate({"data": {"patch_voxels": [patch] * 3}, "network": {"name": name}})
+    """A job with this network and patch, whose windows overlap by half, as MONAI's are asked to."""
+    settings = {"data": {"patch_voxels": [patch] * 3}, "network": {"name": name}, "evaluation": {"overlap": 0.5}}
+    return Job.model_validate(settings)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -133,20 +201,18 @@ def main(options: argparse.Namespace) -> None:
         sys.exit(
             "benchmarks.gpu: torch finds no CUDA GPU on this machine - run it on one that has a GPU and a CUDA torch"
         )
-    ends = time.monotonic() + SECONDS
+    ends = time.monotonic() + options.seconds
     every = list(variants(device))
-    peaks = {str(variant): peak_flops(variant, device) for variant in every if not variant.compiled}
+    peaks = {(each.way.precision, each.tf32): peak_flops(each, device) for each in every}
     rows: dict[str, dict[str, float]] = {}
     left_out: dict[str, str] = {}
-    cases = [
-        (name, patch, batch) for name in ("unet", "dynunet") for patch in options.patches for batch in options.batches
-    ]
-    plain = [variant for variant in every if not variant.compiled]
-    compiled = [variant for variant in every if variant.compiled]
-    work: list[tuple[tuple[str, int, int], Variant]] = [(case, variant) for variant in plain for case in cases]
-    work += [(("", options.patches[0], 0), variant) for variant in plain]
-    work += [(case, variant) for variant in compiled for case in cases]
-    for (name, patch, batch), variant in work:
+    # a DynUNet takes five times as long: its largest case is left for the end
+    cases = [(name, patch, batch) for patch in options.patches for batch in options.batches for name in NETWORKS]
+    cases.sort(key=lambda case: (5 if case[0] == "dynunet" else 1) * case[1] ** 3 * case[2])
+    for (name, patch, batch), variant in [
+        *((("", options.patches[0], 0), variant) for variant in every),
+        *((case, variant) for case in cases for variant in every),
+    ]:
         group = f"{name} {patch}^3 batch {batch}" if name else f"inference {3 * patch} x {3 * patch} x {2 * patch}"
         if time.monotonic() > ends:
             left_out[f"{group}: {variant}"] = "no time left"
@@ -158,17 +224,19 @@ def main(options: argparse.Namespace) -> None:
             continue
         told = f"{1000 * row['seconds']:9.1f} ms"
         rows[f"{group}: {variant}"] = row
-        if f"{group}: {BASE}" in rows:  # it may not have fitted
-            row["times_sooner_than_fp32"] = rows[f"{group}: {BASE}"]["seconds"] / row["seconds"]
-            told += f", {row['times_sooner_than_fp32']:5.2f} x sooner"
+        for base, short in ((FP32, "fp32"), (TF32, "tf32")):
+            if f"{group}: {base}" in rows:  # it may not have fitted
+                row[f"times_sooner_than_{short}"] = rows[f"{group}: {base}"]["seconds"] / row["seconds"]
+                told += f", {row[f'times_sooner_than_{short}']:5.2f} x {short}"
         if "flops_per_second" in row:
-            row["share_of_peak"] = row["flops_per_second"] / peaks[str(Variant(variant.way, variant.tf32))]
-            told += f", {100 * row['share_of_peak']:.0f} % of the peak"
-        print(f"{group}: {variant!s:40} {told}", flush=True)
+            row["share_of_peak"] = row["flops_per_second"] / peaks[variant.way.precision, variant.tf32]
+            told += f", {100 * row['share_of_peak']:.1f} % of the peak"
+        print(f"{group}: {variant!s:42} {told}", flush=True)
     for what, why in left_out.items():
         print(f"left out - {what}: {why}")
     if options.json:
-        report = {"rows": rows, "matrix_product_flops_per_second": peaks, "left_out": left_out, "machine": machine()}
+        measured = {f"{precision}, TF32 {tf32}": each for (precision, tf32), each in peaks.items()}
+        report = {"rows": rows, "matrix_product_flops": measured, "left_out": left_out, "machine": machine()}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -177,5 +245,6 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--patches", nargs="+", type=int, default=[96, 128])
     parser.add_argument("--batches", nargs="+", type=int, default=[2, 8])
+    parser.add_argument("--seconds", type=float, default=420, help="no row is begun after so long")
     parser.add_argument("--json", type=Path)
     main(parser.parse_args())
