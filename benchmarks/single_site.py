@@ -133,6 +133,7 @@ def ours(options: argparse.Namespace, site: Path, cases: list[Case]) -> Reached:
         reached.steps += trained.steps
         behind, spleen = (float(np.mean(values)) for values in zip(*found, strict=True))
         reached.dice.append((time.perf_counter() - started, behind, spleen))
+        tell("fedspleen", reached)
         if spleen >= options.dice or reached.dice[-1][0] > options.limit:
             break
     return reached
@@ -161,9 +162,23 @@ def peer(options: argparse.Namespace, cases: list[Case]) -> Reached:
         path = Path(folder) / "plan.json"
         path.write_text(json.dumps(plan))
         script = ROOT / "benchmarks" / "peers" / "monai_fast_training.py"
-        told = subprocess.run([sys.executable, "-W", "ignore", str(script), str(path)], check=True, capture_output=True)
-    found = json.loads(told.stdout.decode().splitlines()[-1])
-    return Reached(**{**found, "dice": [tuple(pair) for pair in found["dice"]]})
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(path)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout
+            for line in process.stdout:
+                found = json.loads(line)
+                reached = Reached(**{**found, "dice": [tuple(each) for each in found["dice"]]})
+                tell("peer", reached)
+    if process.returncode:
+        sys.exit(f"benchmarks.single_site: the peer has ended with exit code {process.returncode}, see above")
+    return reached
+
+
+def tell(name: str, reached: Reached) -> None:
+    """How far it is."""
+    seconds, _, spleen = reached.dice[-1]
+    print(f"  {name}: {reached.steps} steps, {seconds:.1f} s, Dice {spleen:.3f}", flush=True)
 
 
 def show(name: str, reached: Reached, wanted: float) -> None:
@@ -215,7 +230,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", nargs=3, type=int, default=[512, 512, 90], help="voxels of a CT")
     parser.add_argument("--patch", type=int, default=96, help="sides of a patch")
     parser.add_argument("--steps", type=int, default=100, help="between two validations")
-    parser.add_argument("--rounds", type=int, default=12, help="validations at most, over which the rate falls")
+    parser.add_argument("--rounds", type=int, default=18, help="validations at most, over which the rate falls")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate")
     parser.add_argument("--batch", type=int, default=8, help="patches in a step")
     parser.add_argument("--only", nargs="+", default=["fedspleen", "peer"], choices=["fedspleen", "peer"])

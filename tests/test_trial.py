@@ -14,6 +14,7 @@ from fl_app.site import SiteSettings
 from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss
 from fl_app.training.precision import MixedPrecision, choose_precision
+from fl_app.training.replaying import may_replay
 from fl_app.training.trainer import Trainer, ready_network
 from fl_app.training.trial import Way, quickest_way, usual_way
 from tests.test_training import gradients, needs_bf16, relative_error
@@ -50,6 +51,25 @@ def test_a_precision_that_is_asked_for_is_kept():
     wanted = job(precision="fp32")
     way, tried = quickest_way(wanted, ready_network(wanted, CPU), CPU, None)
     assert way.precision == "fp32" and set(tried) == {"fp32, channels last", "fp32, contiguous"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "replayed"),
+    [
+        (job(), True),
+        (job(name="dynunet"), True),
+        (Job.model_validate({"network": {"name": "swinunetr"}}), False),
+        (job(deterministic=True), False),
+        (job(recompute=True), False),
+        (job(early_update=True), False),
+        (job(frozen_share=0.5), False),
+        (job(accumulate=2), False),
+    ],
+    ids=str,
+)
+def test_a_gpu_replays_what_computes_the_same_kernels_at_each_step(wanted, replayed):
+    assert may_replay(wanted, torch.device("cuda")) is replayed
+    assert not may_replay(wanted, CPU)
 
 
 @pytest.mark.parametrize(

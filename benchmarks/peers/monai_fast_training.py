@@ -8,7 +8,7 @@ it ends when the spleen alone has the wanted Dice, the Dice of the background is
 of both), and volumes are padded to the patch. On a CPU, where it is only tried out, AMP is bfloat16.
 
 PLAN is a JSON file: ``training`` and ``validation`` files, ``patch``, ``window``, ``device``, ``dice`` to reach, and
-``limit`` in seconds. The last line printed is the outcome as JSON (`benchmarks.single_site.Reached`).
+``limit`` in seconds. After each validation the outcome so far is printed as JSON (`benchmarks.single_site.Reached`).
 """
 
 import json
@@ -73,7 +73,7 @@ def transforms(plan: dict, training: bool) -> Compose:
     return Compose(steps)
 
 
-def main(plan: dict) -> dict:
+def main(plan: dict) -> None:
     """Cache, then train and validate until the wanted Dice or the limit."""
     device = torch.device(plan["device"])
     on_gpu = device.type == "cuda"
@@ -129,15 +129,11 @@ def main(plan: dict) -> dict:
         background, spleen = dice_metric.aggregate().tolist()
         dice_metric.reset()
         found.append((time.perf_counter() - started, background, spleen))
+        outcome = {"caching_seconds": caching, "training_seconds": in_steps, "steps": steps, "dice": found}
+        print(json.dumps(outcome), flush=True)
         if spleen >= plan["dice"] or found[-1][0] > plan["limit"]:
             break
-    return {
-        "caching_seconds": caching,
-        "training_seconds": in_steps,
-        "steps": steps,
-        "dice": found,
-    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))
+    main(json.loads(Path(sys.argv[1]).read_text()))

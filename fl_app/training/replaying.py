@@ -23,7 +23,7 @@ def may_replay(job: Job, device: torch.device) -> bool:
     than a graph does, and a step of several batches would add up gradients that lie in the same place.
     """
     training = job.training
-    saving = training.recompute or training.early_update or training.frozen_share or training.accumulate > 1
+    saving = training.recompute or training.early_update or training.frozen_share > 0 or training.accumulate > 1
     usual = job.network.name in _REPLAYED and not training.deterministic
     return device.type == "cuda" and usual and not saving
 

@@ -113,7 +113,7 @@ class Windows:
             reach[axis] = slice(start, start + held[axis])
             image = self._read_padded(read, reach).to(precision.device, torch.float32)
             inputs = [image[(slice(None), *_shifted(window, reach))] for window in row]
-            filled = [_holds_something(each) for each in inputs]
+            filled = _filled(inputs)
             full, blank = ([at for at, found in enumerate(filled) if found is kind] for kind in (True, False))
             # one context for the row: the weights are converted once
             with precision.autocast(keep_weights=self._at_once > 1):
@@ -181,6 +181,14 @@ def _overlap(window: Box, wanted: Box, axis: int) -> tuple[tuple[slice, ...], tu
         box.append(slice(start - want.start, stop - want.start))
         part.append(slice(start - have.start, stop - have.start))
     return tuple(box), tuple(part)
+
+
+def _filled(windows: list[torch.Tensor]) -> list[bool]:
+    """Whether each of some windows holds something; a GPU is waited for once."""
+    if windows[0].is_cuda:
+        found: list[bool] = torch.stack([window.any() for window in windows]).tolist()
+        return found
+    return [_holds_something(window) for window in windows]
 
 
 def _holds_something(window: torch.Tensor) -> bool:
