@@ -50,11 +50,10 @@ def around(mask: NDArray[np.bool_], source: Grid, wanted: Grid, margin: int) -> 
         margin: voxels that the box is larger on each side, as far as there are any.
     """
     order, planes = _in_memory_order(mask)
-    across = np.any(planes, axis=0)
-    filled = [np.flatnonzero(np.any(held, axis=axis)) for held, axis in ((planes, (1, 2)), (across, 1), (across, 0))]
-    if not len(filled[0]):
+    found = _ends(planes)
+    if found[0][0] > found[0][1]:
         return [0, 0, 0], list(wanted.shape)
-    ends = [(filled[order.index(axis)][0], filled[order.index(axis)][-1]) for axis in range(3)]
+    ends = [found[order.index(axis)] for axis in range(3)]
     corners = np.array(np.meshgrid(*ends, (1,))).reshape(4, -1)
     reached = (np.linalg.solve(wanted.affine, source.affine) @ corners)[:3].round(3)
     start = np.maximum(np.floor(reached.min(axis=1)).astype(int) - margin, 0)
@@ -85,10 +84,30 @@ def resample_to_nearest(volume: Volume, source: Grid, wanted: Grid) -> torch.Ten
     if at is None:
         return _resample_by_points(volume, source, wanted, "nearest").to(torch.from_numpy(volume[:1, :1, :1]).dtype)
     order, planes = _in_memory_order(volume)
-    made = torch.from_numpy(np.ascontiguousarray(planes))
+    nearest = [np.floor(at[axis] + 0.5).astype(np.int64) for axis in order]
+    found = torch.zeros(wanted.shape, dtype=torch.from_numpy(volume[:1, :1, :1]).dtype)
+    # an organ fills little of a volume: the places whose nearest voxels lie in planes of zeros are left as they are
+    ends = _ends(planes)
+    reached = [np.flatnonzero((each >= low) & (each <= high)) for each, (low, high) in zip(nearest, ends, strict=True)]
+    if not all(map(len, reached)):
+        return found
+    box = [slice(int(each[0]), int(each[-1]) + 1) for each in reached]
+    made = torch.from_numpy(np.ascontiguousarray(planes[tuple(slice(low, high + 1) for low, high in ends)]))
     for place in (1, 2, 0):  # planes are multiplied last
-        made = made.index_select(place, torch.from_numpy(np.floor(at[order[place]] + 0.5).astype(np.int64)))
-    return made.permute(np.argsort(order).tolist())
+        made = made.index_select(place, torch.from_numpy(nearest[place][box[place]] - ends[place][0]))
+    back = np.argsort(order).tolist()
+    found[tuple(box[place] for place in back)] = made.permute(back)
+    return found
+
+
+def in_order(volume: torch.Tensor) -> torch.Tensor:
+    """A volume (x, y, z) with z next to each other in memory; of one that lies the other way round in half the time."""
+    last_first = volume.permute(2, 1, 0)
+    if volume.is_contiguous() or volume.stride(0) != 1:
+        return volume.contiguous()
+    z, y, x = last_first.shape
+    # torch turns a matrix block by block, but three axes value by value
+    return last_first.contiguous().view(z, y * x).t().contiguous().view(y, x, z).transpose(0, 1).contiguous()
 
 
 def _places(source: Grid, wanted: Grid) -> Places | None:
@@ -108,6 +127,13 @@ def _in_memory_order(volume: Volume) -> tuple[list[int], Volume]:
     """The axes from the one with the longest strides to the one with the shortest, and the volume turned so."""
     order = np.argsort([-abs(stride) for stride in volume.strides], kind="stable").tolist()
     return order, volume.transpose(order)
+
+
+def _ends(volume: Volume | NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Along each axis, the first and the last plane that is not all 0; (1, 0) where there is none."""
+    across = np.any(volume, axis=0)
+    filled = [np.flatnonzero(np.any(held, axis=axis)) for held, axis in ((volume, (1, 2)), (across, 1), (across, 0))]
+    return [(int(planes[0]), int(planes[-1])) if len(planes) else (1, 0) for planes in filled]
 
 
 def _neighbours(at: NDArray[np.float64], size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
