@@ -27,8 +27,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from scipy import ndimage
 
+from benchmarks.preprocessing import enlarged
 from benchmarks.timing import machine
 from fl_app.config import Job
 from fl_app.data.cases import Case
@@ -37,7 +37,7 @@ from fl_app.data.phantom.sites import character_of
 from fl_app.data.preparation import PreparedCase, prepare_cases
 from fl_app.data.site_check import check_site
 from fl_app.data.site_data import SiteData
-from fl_app.training.device import free_memory
+from fl_app.training.device import memory_for_cases
 from fl_app.training.evaluation import predict
 from fl_app.training.metrics import dice
 from fl_app.training.trainer import Trainer, ready_network
@@ -45,6 +45,7 @@ from fl_app.training.trial import quickest_way
 
 ROOT = Path(__file__).parent.parent
 SLICES = 45  # of a phantom of detail 1
+MEASURES = (("mean with the background", True), ("spleen", False))
 
 
 @dataclass
@@ -72,13 +73,11 @@ class Reached:
 
 def write_case(folder: Path, number: int, size: tuple[int, int, int]) -> Case:
     """A phantom of the first site's kind, enlarged in its planes to the wanted matrix."""
-    torch.set_num_threads(1)
     image, label, affine = make_case(character_of(0), (0, 0, number), size[2] / SLICES)
-    factors = [wanted / held for wanted, held in zip(size, image.shape, strict=True)]
-    large = ndimage.zoom(image.astype(np.float32), factors, order=1).round().astype(np.int16)
+    large, large_label = enlarged(image, label, size)
     spacing = [(held - 1) / (wanted - 1) for wanted, held in zip(size, image.shape, strict=True)]
     paths = []
-    for name, voxels in (("images", large), ("labels", ndimage.zoom(label, factors, order=0))):
+    for name, voxels in (("images", large.round().astype(np.int16)), ("labels", large_label)):
         path = folder / name / f"case_{number:02}.nii.gz"
         nibabel.save(nibabel.Nifti1Image(voxels, affine @ np.diag([*spacing, 1.0])), path)
         paths.append(path)
@@ -117,9 +116,8 @@ def ours(options: argparse.Namespace, site: Path, cases: list[Case]) -> Reached:
     cache = site.parent / "cache"
     assert not [found for found in check_site(site, job.data, cache) if found.severity == "error"]
     held = prepare_cases(cases, job.data, cache)
-    data = SiteData(held[: options.cases[0]], held[options.cases[0] :], [], [])
-    if device.type == "cuda":
-        data = data.near(device, free_memory(device) // 4)
+    parts = held[: options.cases[0]], held[options.cases[0] :]
+    data = SiteData(*parts, [], []).near(device, memory_for_cases(device))
     reached.caching_seconds = time.perf_counter() - started
     started = time.perf_counter()
     network = ready_network(job, device)
@@ -185,7 +183,7 @@ def show(name: str, reached: Reached, wanted: float) -> None:
     """One line for a training."""
     last, best = reached.dice[-1][0], max(spleen for _, _, spleen in reached.dice)
     told = []
-    for what, background in (("mean with the background", True), ("spleen", False)):
+    for what, background in MEASURES:
         seconds = reached.until(wanted, background)
         told.append(f"{what} {wanted} {f'after {seconds:.1f} s' if seconds else f'not reached by {last:.1f} s'}")
     print(
@@ -209,7 +207,7 @@ def main(options: argparse.Namespace) -> None:
         for name in options.only:
             found[name] = ours(options, site, cases) if name == "fedspleen" else peer(options, cases)
             show(name, found[name], options.dice)
-    for what, background in (("mean with the background", True), ("spleen", False)):
+    for what, background in MEASURES:
         base = found["fedspleen"].until(options.dice, background) if len(found) == 2 else None
         if base:
             other = found["peer"].until(options.dice, background)

@@ -43,7 +43,7 @@ from fl_app.reports.tested_cases import write_tested_cases
 from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from fl_app.site_limits import refusals
-from fl_app.training.device import choose_devices, free_memory, memory_budget
+from fl_app.training.device import choose_devices, memory_budget, memory_for_cases
 from fl_app.training.fitting import Fit, fit_training, too_large, with_training
 from fl_app.training.leader import gather_team
 from fl_app.training.parallel import Alone
@@ -53,7 +53,6 @@ from fl_app.training.trial import quickest_way
 
 Values = dict[str, torch.Tensor]
 Facts = Mapping[str, Any]
-_CASES_SHARE = 4  # the cases are kept on a GPU if they take this part of its free memory at most
 _logger = logging.getLogger(__name__)
 
 
@@ -135,8 +134,8 @@ class SiteWork:
         self._team = gather_team(self._job, devices, self._settings.cache)
         if self._team.size > 1:  # all gradients are summed up before weights are updated
             self._job = with_training(self._job, early_update=False)
-        elif self._device.type == "cuda" and not self._settings.memory_budget_gib:
-            self._data = self._data.near(self._device, free_memory(self._device) // _CASES_SHARE)
+        elif not self._settings.memory_budget_gib:
+            self._data = self._data.near(self._device, memory_for_cases(self._device))
         self._rounds: Mapping[str, int] = facts.get("rounds", {})
         self._networks: dict[str, LocalNetwork] = {}
         self._found: SiteSearch | None = None

@@ -102,12 +102,12 @@ def resample_to_nearest(volume: Volume, source: Grid, wanted: Grid) -> torch.Ten
 
 def in_order(volume: torch.Tensor) -> torch.Tensor:
     """A volume (x, y, z) with z next to each other in memory; of one that lies the other way round in half the time."""
-    last_first = volume.permute(2, 1, 0)
-    if volume.is_contiguous() or volume.stride(0) != 1:
+    if volume.stride(0) != 1:
         return volume.contiguous()
-    z, y, x = last_first.shape
+    x, y, z = volume.shape
     # torch turns a matrix block by block, but three axes value by value
-    return last_first.contiguous().view(z, y * x).t().contiguous().view(y, x, z).transpose(0, 1).contiguous()
+    turned = volume.permute(2, 1, 0).contiguous().view(z, y * x).t().contiguous()
+    return turned.view(y, x, z).transpose(0, 1).contiguous()
 
 
 def _places(source: Grid, wanted: Grid) -> Places | None:

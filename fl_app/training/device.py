@@ -53,6 +53,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def memory_for_cases(device: torch.device) -> int:
+    """Bytes that the prepared cases may take on a device, beside training: a quarter of what is free."""
+    return free_memory(device) // 4
+
+
 def memory_budget(gibibytes: float | None, device: torch.device) -> int:
     """Bytes that training may take: what the site says, else what is free."""
     return int(gibibytes * 2**30) if gibibytes else free_memory(device)

@@ -61,6 +61,11 @@ def replay(network: nn.Module, images: torch.Tensor, precision: MixedPrecision) 
     return True
 
 
+def is_replayed(network: nn.Module) -> bool:
+    """Whether a network replays its training passes."""
+    return "forward" in vars(network)  # what torch sets in place of the class' own
+
+
 def stop_replaying(network: nn.Module) -> None:
-    """Have a network compute kernel by kernel again, and free what its graphs hold."""
-    network.__dict__.pop("forward", None)
+    """Have a network compute kernel by kernel again, and free what its graphs hold, if it replays them."""
+    vars(network).pop("forward", None)

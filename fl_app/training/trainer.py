@@ -30,7 +30,7 @@ from fl_app.training.parallel import Alone, Pull
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import make_deterministic, start_stream
 from fl_app.training.recompute import recompute
-from fl_app.training.replaying import replay, stop_replaying
+from fl_app.training.replaying import is_replayed, replay, stop_replaying
 from fl_app.training.step import Pairs, take_step
 from fl_app.training.trial import Way, usual_way
 
@@ -105,7 +105,7 @@ class Trainer:
         self.network = ready_network(job, device) if network is None else adapt_layers(network).to(device)
         if way:
             self.network = way.laid_out(self.network)
-        self._to_replay, self._replaying = way is not None and way.replayed, False
+        self._to_replay = way is not None and way.replayed
         self.exchanged = exchanged_names(self.network, job.federation.normalisation)
         self.cases = list(cases)
         self._sampler = PatchSampler(
@@ -227,16 +227,15 @@ class Trainer:
 
     def _replay(self) -> None:
         """Record the passes, if they are to be replayed and have not been recorded since the network moved."""
-        if not self._to_replay or self._replaying or self.team.size > 1:
+        if not self._to_replay or is_replayed(self.network) or self.team.size > 1:
             return
         shape = self.job.training.batch_size, 1, *self.job.training_patch
         images = self.precision.ready(torch.zeros(shape))
-        self._to_replay = self._replaying = replay(self.network, images, self.precision)
+        self._to_replay = replay(self.network, images, self.precision)
 
     def _move(self, device: torch.device) -> None:
-        if self._replaying and device.type == "cpu":  # the weights will lie elsewhere
+        if device.type == "cpu":  # the weights will lie elsewhere
             stop_replaying(self.network)
-            self._replaying = False
         self.network.to(device)
         states = self._optimizer.state
         states.update({weight: moved_state(state, device) for weight, state in states.items()})
