@@ -5,9 +5,9 @@
 Needs the source checkout and the Python packages only. The alternatives are the same network as MONAI builds it, with
 its `DiceCELoss` and `Novograd`, in fp32 without and with TF32 and with AMP (fp16, scaled gradients), and its
 `sliding_window_inference`; in each the fastest memory layout is up to PyTorch. Ours are the ways that a site tries,
-replayed as CUDA graphs as a site does. Without AMP the alternative of each ratio is named in the table. The share of
-the peak is what the convolutions achieve (forward pass counted by torch, times three for the step) over what a large
-matrix product achieves on the same device in the same precision. What the time does not suffice for is named.
+replayed as CUDA graphs as a site does. The share of the peak is what the convolutions achieve (forward pass counted by
+torch, times three for the step) over what a large matrix product achieves on the same device in the same precision.
+What the time does not suffice for is named.
 ``--device cpu --patches 32 --batches 1`` tries the command itself where there is no GPU.
 """
 
@@ -35,10 +35,11 @@ from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision, Name
 from fl_app.training.replaying import may_replay, replay
 from fl_app.training.step import RandomSteps
-from fl_app.training.trial import Way
+from fl_app.training.trial import Way, timed
 
 STEPS, ENOUGH_SECONDS = 10, 2.0  # that are timed, and after which no more are
 NETWORKS = ("unet", "dynunet")
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,23 @@ class PlainSteps:
         self._loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, batch=True)
         self._optimizer = Novograd(network.parameters(), 2e-3)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self._kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self._precision = precision
         self._images = torch.rand(batch, 1, *patch, device=device)
 
     def step(self) -> None:
         """One step."""
         labels = torch.randint(0, 2, self._images.shape, device=self._device)
         self._optimizer.zero_grad()
-        with torch.autocast(self._device.type, self._kind, enabled=self._kind is not None):
-            found = self._network(self._images)
-            # a DynUNet in training gives the logits of its inner levels, too, where asked for; here it is not
-            loss = self._loss(found, labels)
+        with plain_autocast(self._precision, self._device):
+            loss = self._loss(self._network(self._images), labels)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
+
+
+def plain_autocast(precision: Name, device: torch.device) -> torch.autocast:
+    """PyTorch's, which does nothing in fp32."""
+    return torch.autocast(device.type, KINDS[precision], enabled=precision != "fp32")
 
 
 def use_tf32(on: bool) -> None:
@@ -107,23 +111,10 @@ def use_tf32(on: bool) -> None:
 
 def peak_flops(variant: Variant, device: torch.device) -> float:
     """Operations a second of a large matrix product."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[variant.way.precision]
     side = 8192 if device.type == "cuda" else 512
-    first, second = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    first, second = (torch.randn(side, side, device=device).to(KINDS[variant.way.precision]) for _ in range(2))
     use_tf32(variant.tf32)
-    for repeat in range(12):
-        if repeat == 2:
-            synchronise(device)
-            started = time.perf_counter()
-        first @ second
-    synchronise(device)
-    return 10 * 2 * side**3 / (time.perf_counter() - started)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 10 * 2 * side**3 / median_seconds(lambda: [first @ second for _ in range(10)], device)
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -132,11 +123,7 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
         call()
     taken: list[float] = []
     while len(taken) < 3 or (len(taken) < STEPS and sum(taken) < ENOUGH_SECONDS):
-        synchronise(device)
-        started = time.perf_counter()
-        call()
-        synchronise(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(timed(call, device))
     return statistics.median(taken)
 
 
@@ -150,9 +137,8 @@ def training_row(name: str, patch: int, batch: int, variant: Variant, device: to
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     if variant.plain:
-        seconds = median_seconds(
-            PlainSteps(network, job.data.patch_voxels, batch, device, variant.way.precision).step, device
-        )
+        plain = PlainSteps(network, job.data.patch_voxels, batch, device, variant.way.precision)
+        seconds = median_seconds(plain.step, device)
     else:
         network = variant.way.laid_out(adapt_layers(network))
         steps = RandomSteps(network, job.data.patch_voxels, batch, device, variant.way.precision, job.training)
@@ -169,18 +155,14 @@ def inference_row(patch: int, variant: Variant, device: torch.device) -> dict[st
     network, image = build_network(job).to(device).eval(), torch.rand(1, 3 * patch, 3 * patch, 2 * patch, device=device)
     use_tf32(variant.tf32)
     if variant.plain:
-        kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(variant.way.precision)
 
         def call() -> object:
-            with torch.no_grad(), torch.autocast(device.type, kind, enabled=kind is not None):
-                return sliding_window_inference(
-                    image[None], job.data.patch_voxels, 4, network, 0.5, mode="gaussian"
-                ).argmax(1)
+            with torch.no_grad(), plain_autocast(variant.way.precision, device):
+                found = sliding_window_inference(image[None], job.window, 4, network, 0.5, mode="gaussian")
+                return found.argmax(1)
     else:
-        network, precision = (
-            variant.way.laid_out(adapt_layers(network)),
-            MixedPrecision(variant.way.precision, device),
-        )
+        network = variant.way.laid_out(adapt_layers(network))
+        precision = MixedPrecision(variant.way.precision, device)
 
         def call() -> object:
             return predict(network, image, job, precision).argmax(0)

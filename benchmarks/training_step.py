@@ -44,7 +44,7 @@ def compare(name: str, patch: int, device: torch.device, repeats: int) -> dict[s
     taken: dict[Way, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way, each in steps.items():
-            taken[way].append(timed(each, device))
+            taken[way].append(timed(each.step, device))
     steps.clear()
     medians = {way: statistics.median(seconds) for way, seconds in taken.items()}
     chosen, _ = quickest_way(job, network, device, None)

@@ -9,7 +9,7 @@ import logging
 import resource
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -112,14 +112,14 @@ def _try_out(job: Job, network: nn.Module, device: torch.device, usual: Way) -> 
         try:
             steps[way] = _steps(job, way.laid_out(copy.deepcopy(network)), device, way)
             steps[way].step()  # what torch sets up at the first step is not counted
-            taken[way] = [timed(steps[way], device)]
+            taken[way] = [timed(steps[way].step, device)]
         except torch.OutOfMemoryError:
             _logger.info(f"too little memory for {way}")
             torch.cuda.empty_cache()
     for _ in range(_ROUNDS - 1):
         best = min((min(each) for each in taken.values()), default=0.0)
         for way in [way for way in taken if min(taken[way]) <= _FAR_BEHIND * best]:
-            taken[way].append(timed(steps[way], device))
+            taken[way].append(timed(steps[way].step, device))
     return taken
 
 
@@ -140,15 +140,18 @@ def _steps(job: Job, network: nn.Module, device: torch.device, way: Way) -> Rand
     return RandomSteps(network, patch, training.batch_size, device, way.precision, training)
 
 
-def timed(steps: RandomSteps, device: torch.device) -> float:
-    """Seconds of one step: wall time on a GPU; on a CPU processor time, which other work there changes little."""
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, such as a training step.
+
+    Wall time on a GPU; on a CPU processor time, which other work there changes little.
+    """
     if device.type != "cuda":
         started = time.process_time()
-        steps.step()
+        call()
         return time.process_time() - started
     torch.cuda.synchronize(device)
     started = time.perf_counter()
-    steps.step()
+    call()
     torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
