@@ -39,6 +39,7 @@ from fl_app.result import software_versions
 from fl_app.site import SiteSettings
 from server.channel import Answer, Payload, Values
 from server.exchange import Exchange
+from server.freed_memory import give_back_freed_memory
 from server.workflow import Workflow
 
 SITES, ROUNDS = (2, 8, 32, 100), 2
@@ -110,6 +111,7 @@ class Visitors:
 
 def ours(sites: int, folder: Path) -> tuple[int, list[float]]:
     """Bytes above the start, and seconds of each update."""
+    give_back_freed_memory()
     channel = Visitors()
     federation = {"rounds": ROUNDS, "transfer_bits": 32}  # whole differences, as FLARE's helper takes them
     job = Job.model_validate({"training": {"steps_per_round": 1}, "federation": federation})

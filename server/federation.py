@@ -70,8 +70,10 @@ class Federation(Controller):
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the whole job; a failure is written down before FLARE is told."""
         from server.flare_channel import FlareChannel
+        from server.freed_memory import give_back_freed_memory
         from server.workflow import Workflow
 
+        give_back_freed_memory()
         assert self._folder is not None
         self._channel = FlareChannel(self, fl_ctx, abort_signal)
         workflow = self._workflow = Workflow(Job.model_validate(self.job), self._folder, self._channel)
