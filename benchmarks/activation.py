@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.timing import in_turns, show
-from fl_app.training.layers import adapt_layers
+from fl_app.training.adapting import adapt_layers
 
 MAPS = ((1, 2, 96, 96, 48), (1, 16, 48, 48, 24), (1, 32, 24, 24, 12))
 

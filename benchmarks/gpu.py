@@ -29,9 +29,9 @@ from torch import nn
 from benchmarks.timing import machine
 from fl_app.config import Job
 from fl_app.networks.registry import build_network
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.cost import forward_flops
 from fl_app.training.evaluation import predict
-from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision, Name
 from fl_app.training.replaying import may_replay, replay
 from fl_app.training.step import RandomSteps

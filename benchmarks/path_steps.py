@@ -17,8 +17,8 @@ from fl_app.networks.registry import build_network
 from fl_app.networks.space.sampling import NetworkSampler
 from fl_app.networks.space.supernet import DiscreteNetwork, supernet_size
 from fl_app.search.memory import memory_model
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.fitting import training_memory
-from fl_app.training.layers import adapt_layers
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, choose_precision
 

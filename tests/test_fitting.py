@@ -18,12 +18,12 @@ from fl_app.networks.registry import build_network
 from fl_app.networks.space.supernet import DiscreteNetwork
 from fl_app.prediction.predictor import Predictor
 from fl_app.rehearsal import rehearsal_channel, rehearse
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.cost import prediction_memory
 from fl_app.training.cost import training_memory as memory_parts
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.fitting import fit_training, training_memory, with_training
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
-from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.randomness import start_stream
 from fl_app.training.recompute import recompute

@@ -10,11 +10,11 @@ from monai.optimizers.novograd import Novograd
 from fl_app.config import Job
 from fl_app.data.site_data import SiteData
 from fl_app.networks.registry import build_network
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.cost import training_memory
 from fl_app.training.dice_ce import DiceCrossEntropy
 from fl_app.training.evaluation import predict
 from fl_app.training.fitting import fit_training
-from fl_app.training.layers import adapt_layers
 from fl_app.training.novograd import ForeachNovograd
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.replaying import may_replay

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl_app.training.layers import adapt_layers
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.spilling import spills
 from tests.bf16 import needs_bf16, poison
 

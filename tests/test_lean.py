@@ -11,9 +11,9 @@ from monai.networks.nets.unet import UNet
 from monai.optimizers.novograd import Novograd
 
 from fl_app.config import TrainingSettings
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.cost import training_memory
 from fl_app.training.dice_ce import DiceCrossEntropy
-from fl_app.training.layers import adapt_layers
 from fl_app.training.lean import make_lean
 from fl_app.training.novograd import SlabbedNovograd
 from fl_app.training.recompute import recompute

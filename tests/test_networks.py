@@ -18,8 +18,8 @@ from fl_app.config_file import parse_job
 from fl_app.errors import ConfigError
 from fl_app.networks.proposal import PooledStatistics, propose_plan
 from fl_app.networks.registry import build_network, exchanged_names
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.cost import forward_flops, training_memory
-from fl_app.training.layers import adapt_layers
 from tests.bf16 import needs_bf16
 
 torch.set_num_threads(1)

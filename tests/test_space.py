@@ -15,7 +15,8 @@ from fl_app.networks.space.architecture import Architecture, check, read_archite
 from fl_app.networks.space.drawing import draw
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet, weight_names
 from fl_app.networks.space.topology import Edge, edges_of, fixed_edges
-from fl_app.training.layers import GuardedConv3d, adapt_layers
+from fl_app.training.adapting import adapt_layers
+from fl_app.training.layers import GuardedConv3d
 from tests.architectures import random_architecture, space
 
 torch.set_num_threads(1)

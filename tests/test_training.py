@@ -21,9 +21,9 @@ from fl_app.data.sampling import PatchSampler
 from fl_app.data.site_data import SiteData
 from fl_app.errors import ConfigError, DataError, TrainingError
 from fl_app.networks.registry import build_network, exchanged_names
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.device import choose_device
 from fl_app.training.evaluation import predict, score_native, score_prepared, to_native_grid
-from fl_app.training.layers import adapt_layers
 from fl_app.training.metrics import CaseScore, Summary, dice, surface_dice
 from fl_app.training.novograd import ForeachNovograd
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate, moved_state

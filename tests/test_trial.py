@@ -11,7 +11,7 @@ from fl_app.config import Job
 from fl_app.messages import PREPARE
 from fl_app.networks.registry import build_network
 from fl_app.site import SiteSettings
-from fl_app.training.layers import adapt_layers
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.objectives import build_loss
 from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.replaying import may_replay

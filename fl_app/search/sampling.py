@@ -20,7 +20,7 @@ from fl_app.networks.space.architecture import Architecture
 from fl_app.networks.space.decoding import least_network
 from fl_app.networks.space.memory import MemoryModel
 from fl_app.networks.space.supernet import DiscreteNetwork, Supernet
-from fl_app.training.layers import adapt_layers
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_optimizer, moved_state
 from fl_app.training.parallel import Pull

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,18 @@ class Following:
 
     norm: nn.InstanceNorm3d
     activation: nn.PReLU
+
+
+def following_of(layers: nn.Sequential) -> Following | None:
+    """Both, if that is what these layers are, beside a dropout that drops nothing."""
+    found = [each for each in layers if not (isinstance(each, nn.modules.dropout._DropoutNd) and not each.p)]
+    if len(found) != 2:
+        return None
+    norm, activation = found
+    if not isinstance(norm, nn.InstanceNorm3d) or not norm.affine or norm.track_running_stats:
+        return None
+    one_slope = isinstance(activation, nn.PReLU) and activation.num_parameters == 1
+    return Following(norm, cast(nn.PReLU, activation)) if one_slope else None
 
 
 @dataclass(frozen=True)

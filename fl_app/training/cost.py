@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_app.config import TrainingSettings
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.device import peak_memory
-from fl_app.training.layers import adapt_layers
 from fl_app.training.precision import MixedPrecision, Name
 from fl_app.training.step import RandomSteps
 

@@ -1,28 +1,31 @@
 """Layers as networks are computed with here: right in mixed precision, and quick.
 
 Each takes the place of one of torch's, with the same names and weights, and the same results up to rounding;
-`adapt_layers` puts them in.
+`fl_app.training.adapting` puts them in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from monai.networks.blocks.acti_norm import ADN
 from torch import nn
 from torch.nn import functional
 
 from fl_app.training.blocks import block
 from fl_app.training.convolving import Convolving, Smoothing, Striding
+from fl_app.training.packing import (
+    PackedHalving,
+    halving_kernel,
+)
 from fl_app.training.spilling import spills
 from fl_app.training.transposing import Doubling, Transposing
 from fl_app.training.whole_gpu import is_quick_for, normalised
 
-_BLOCK = 16  # channels that a CPU computes at once
+LEAST_CHANNELS = 16  # channels that a CPU computes at once
 FEW_CHANNELS = 4  # so few that what a CPU computes for nothing matters
+LEAST_SIDE = 4  # of a packed map: where bf16 is wrong, it has less (`GuardedConv3d`)
 _SLAB_VALUES = 2**16  # that are summed at a time
 
 
@@ -38,6 +41,10 @@ class GuardedConv3d(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `torch.nn.Conv3d`."""
+        if self._is_quick_for(input):
+            with torch.autocast("cpu", enabled=False):  # so that gradients are summed in fp32
+                kernel = halving_kernel(self.weight)
+            return block(PackedHalving(), kernel, self.bias, [input])
         spilling = _spills(self, input, input.shape[2:])
         if spilling and self.groups == 1:
             return block(*self.as_function(input), [input])
@@ -47,7 +54,17 @@ class GuardedConv3d(nn.Conv3d):
                 return self._conv_forward(input.float(), self.weight.float(), bias)
         result = super().forward(input)
         # what is added to few channels mostly lies as they came, and adding two layouts takes longer than this
-        return result.contiguous() if self.out_channels < _BLOCK and input.is_contiguous() else result
+        return result.contiguous() if self.out_channels < LEAST_CHANNELS and input.is_contiguous() else result
+
+    def _is_quick_for(self, features: torch.Tensor) -> bool:
+        """Whether packed maps are quicker (`fl_app.training.packing`): not in fp32."""
+        if not computed_on_cpu(features) or _kind_on_cpu(features).itemsize > 2:
+            return False
+        wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), 1, 1)
+        found = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.in_channels)
+        sides = features.shape[2:]
+        large = min(sides) >= 2 * LEAST_SIDE and not any(side % 2 for side in sides)
+        return found == wanted and large and self.out_channels >= LEAST_CHANNELS
 
     def is_exact_for(self, sides: Sequence[int]) -> bool:
         """Whether maps of these sides, in voxels, are computed in fp32."""
@@ -63,12 +80,18 @@ class GuardedConv3d(nn.Conv3d):
             for axis in range(3)
         ]
 
+    @property
+    def is_smoothing(self) -> bool:
+        """Whether it has kernel 3, stride 1 and padding 1, but for groups."""
+        found = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return found == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+
     def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
         """The same as a function of its own, with its kernel and bias, for maps that are no smaller than the kernel."""
-        stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
-        if (self.kernel_size, stride, padding, dilation) == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)):
+        if self.is_smoothing:
             few = self.out_channels <= FEW_CHANNELS and computed_on_cpu(features)
             return Smoothing(few), self.weight, self.bias
+        stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
         return Striding(stride, padding, dilation), self.weight, self.bias
 
 
@@ -129,7 +152,7 @@ class QuickInstanceNorm3d(nn.InstanceNorm3d):
         if is_quick_for(input) and not self.track_running_stats:
             return normalised(input, self.weight, self.bias, self.eps)
         layered = input.dim() == 5 and input.is_contiguous(memory_format=torch.channels_last_3d)
-        if not layered or input.shape[1] < _BLOCK or self.track_running_stats or not computed_on_cpu(input):
+        if not layered or input.shape[1] < LEAST_CHANNELS or self.track_running_stats or not computed_on_cpu(input):
             return super().forward(input)
         patches = [
             functional.batch_norm(patch, None, None, self.weight, self.bias, training=True, eps=self.eps)
@@ -151,7 +174,7 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         spilling = _spills(
             self, input, [side * stride for side, stride in zip(input.shape[2:], self.stride, strict=True)]
         )
-        if self._is_quick_for(input) or (spilling and self.groups == 1):
+        if self.is_quick_for(input) or (spilling and self.groups == 1):
             return block(*self.as_function(input), [input])
         if torch.is_autocast_enabled(input.device.type) and (spilling or self.is_exact_for(input.shape[2:])):
             with torch.autocast(input.device.type, enabled=False):
@@ -165,8 +188,8 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
 
     def as_function(self, features: torch.Tensor) -> tuple[Convolving, torch.Tensor, torch.Tensor | None]:
         """The same for maps like these as a function of its own, with its kernel and bias."""
-        if self._is_quick_for(features):
-            return Doubling(self.out_channels), *self._doubled()
+        if self.is_quick_for(features):
+            return Doubling(self.out_channels), *self.doubled()
         stride, padding, dilation = (cast(tuple[int, ...], each) for each in (self.stride, self.padding, self.dilation))
         return Transposing(stride, padding, tuple(self.output_padding), dilation), self.weight, self.bias
 
@@ -174,12 +197,14 @@ class QuickConvTranspose3d(nn.ConvTranspose3d):
         padding = cast(tuple[int, ...], self.padding), tuple(self.output_padding)
         return functional.conv_transpose3d(features, weight, bias, self.stride, *padding, self.groups, self.dilation)
 
-    def _is_quick_for(self, features: torch.Tensor) -> bool:
+    def is_quick_for(self, features: torch.Tensor) -> bool:
+        """Whether it doubles the sides, gives few channels, and maps like these are computed on a CPU."""
         wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1)
         found = (self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, self.groups)
         return found == wanted and self.out_channels <= FEW_CHANNELS and computed_on_cpu(features)
 
-    def _doubled(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def doubled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kernel and bias of the convolution of the small map that it is (`Doubling`), if it is quick so."""
         # of two neighbours in the small map: an even voxel takes the kernel's middle, an odd one its end and its start
         taken = self.weight.new_zeros(2, 2, 3)
         taken[0, 0, 1] = taken[1, 0, 2] = taken[1, 1, 0] = 1
@@ -195,32 +220,15 @@ def _is_tiny(layer: nn.Conv3d | nn.ConvTranspose3d, sides: Sequence[int]) -> boo
 def _spills(layer: nn.Conv3d | nn.ConvTranspose3d, input: torch.Tensor, sides: Sequence[int]) -> bool:
     if not torch.is_grad_enabled() or not computed_on_cpu(input):
         return False
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    return spills(sides, (layer.in_channels, layer.out_channels), kind, input.device)
+    return spills(sides, (layer.in_channels, layer.out_channels), _kind_on_cpu(input), input.device)
+
+
+def _kind_on_cpu(features: torch.Tensor) -> torch.dtype:
+    """The type that a convolution of these maps is computed in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else features.dtype
 
 
 def computed_on_cpu(features: torch.Tensor) -> bool:
     """Whether this is a computation on a CPU, rather than a network that is written down."""
     exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
     return features.device.type == "cpu" and not exported
-
-
-_ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv3d: GuardedConv3d,
-    nn.ConvTranspose3d: QuickConvTranspose3d,
-    nn.InstanceNorm3d: QuickInstanceNorm3d,
-    nn.PReLU: QuickPReLU,
-}
-
-
-def adapt_layers(network: nn.Module) -> nn.Module:
-    """Turn a network's layers into the ones above, in place; names and weights stay."""
-    for module in network.modules():
-        module.__class__ = _ADAPTED.get(type(module), type(module))
-    for module in network.modules():
-        if isinstance(module, ADN):
-            layers = [each for each in module if not isinstance(each, nn.modules.dropout._DropoutNd)]
-            for before, after in pairwise(layers):
-                if isinstance(after, QuickPReLU):  # normalisation makes new features
-                    after.in_place = isinstance(before, nn.modules.instancenorm._InstanceNorm)
-    return network

@@ -14,7 +14,7 @@ from monai.networks.layers.simplelayers import SkipConnection
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fl_app.training.blocks import Following, Sharing, block
+from fl_app.training.blocks import Following, Sharing, block, following_of
 from fl_app.training.layers import GuardedConv3d, QuickConvTranspose3d
 from fl_app.training.normalising import Normalised
 
@@ -25,18 +25,7 @@ class LeanADN(ADN):
     @property
     def following(self) -> Following | None:
         """Both, if they can be computed together: an instance normalisation and a PReLU of one slope."""
-        layers = [each for each in self if not (isinstance(each, nn.modules.dropout._DropoutNd) and not each.p)]
-        if len(layers) != 2:
-            return None
-        norm, activation = layers
-        found = (
-            isinstance(norm, nn.InstanceNorm3d)
-            and norm.affine
-            and not norm.track_running_stats
-            and isinstance(activation, nn.PReLU)
-            and activation.num_parameters == 1
-        )
-        return Following(norm, activation) if found else None
+        return following_of(self)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `ADN`."""

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fl_app.networks.space.cells import Cell, StemDown, StemUp
+from fl_app.training.adapting import QuickUp
 from fl_app.training.blocks import Sharing
 from fl_app.training.lean import LeanConvolution, LeanLevel, LeanResidualUnit, LeanSkip, LeanUp, as_parts, make_lean
 
@@ -78,7 +79,7 @@ def _recompute(network: nn.Module, is_outermost: bool) -> None:
     children = list(network.children())
     is_level = False
     for skip, up in pairwise(children):
-        first = next(iter(up)) if type(up) is nn.Sequential else up
+        first = next(iter(up)) if isinstance(up, nn.Sequential) and type(up) in (nn.Sequential, QuickUp) else up
         if type(skip) is SkipConnection and skip.mode == "cat" and skip.dim == 1 and type(first) is Convolution:
             skip.__class__ = LeanSkip
             if up is not first:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fl_app.config import TrainingSettings
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.freezing import lower_frozen
-from fl_app.training.layers import adapt_layers
 from fl_app.training.lean import may_lose_logits
 from fl_app.training.objectives import build_loss, build_optimizer
 from fl_app.training.precision import MixedPrecision, Name

@@ -20,9 +20,9 @@ from fl_app.errors import DataError, TrainingError
 from fl_app.networks.found import build_found, read_found
 from fl_app.networks.registry import build_network, exchanged_names
 from fl_app.networks.widths import whole_names
+from fl_app.training.adapting import adapt_layers
 from fl_app.training.evaluation import score_native, score_prepared
 from fl_app.training.freezing import freeze, frozen_names, lower_frozen
-from fl_app.training.layers import adapt_layers
 from fl_app.training.lean import may_lose_logits
 from fl_app.training.metrics import CaseScore
 from fl_app.training.objectives import build_loss, build_optimizer, learning_rate, moved_state
