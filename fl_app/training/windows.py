@@ -24,6 +24,7 @@ ReadBox = Callable[[Box], torch.Tensor]  # (channels, x, y, z) of a box
 Triple = tuple[int, int, int]
 
 TILE_BYTES = 400 * 10**6  # of a tile's sums, which are held for one row of windows
+_YIELDED_VALUES = 2**24  # at one time
 
 
 class Windows:
@@ -111,14 +112,14 @@ class Windows:
         reach = [slice(min(w[each].start for w in windows), max(w[each].stop for w in windows)) for each in range(3)]
         for start, following, row in zip(starts, [*starts[1:], wanted[axis].stop], rows, strict=True):
             reach[axis] = slice(start, start + held[axis])
-            image = self._read_padded(read, reach).to(precision.device, torch.float32)
+            image = self._read_padded(read, reach).to(precision.device)
             inputs = [image[(slice(None), *_shifted(window, reach))] for window in row]
             filled = _filled(inputs)
             full, blank = ([at for at, found in enumerate(filled) if found is kind] for kind in (True, False))
             # one context for the row: the weights are converted once
             with precision.autocast(keep_weights=self._at_once > 1):
                 for batch in _batches(full, at_once):
-                    images = precision.ready(torch.stack([inputs[place] for place in batch]))
+                    images = precision.ready(torch.stack([inputs[place].float() for place in batch]))
                     logits = _mirrored(network, images, mirrored).to(device)
                     for place, values in zip(batch, logits, strict=True):
                         box, part = _overlap(row[place], wanted, axis)
@@ -126,7 +127,7 @@ class Windows:
                     advance(len(batch))
                 for place in blank:
                     if empty is None:
-                        images = precision.ready(inputs[place][None])
+                        images = precision.ready(inputs[place][None].float())
                         empty = _mirrored(network, images, mirrored)[0].to(device) * weights
                     box, part = _overlap(row[place], wanted, axis)
                     sums[box] += empty[part]
@@ -134,12 +135,16 @@ class Windows:
             for window in row:
                 box, part = _overlap(window, wanted, axis)
                 norm[box] += weights[part[1:]]
+            del image, inputs
             low, high = max(start, wanted[axis].start), min(following, wanted[axis].stop)
-            if low < high:
-                ready, weight = (values.narrow(axis + 1, low - start, high - low) for values in (sums, norm))
-                yield low - self._before[axis], (ready / weight).softmax(0)
+            step = max(1, _YIELDED_VALUES * held[axis] // sums.numel())
+            for plane in range(low, high, step):
+                planes = plane - start, min(step, high - plane)
+                ready, weight = (values.narrow(axis + 1, *planes) for values in (sums, norm))
+                yield plane - self._before[axis], (ready / weight).softmax(0)
             if following < wanted[axis].stop:
-                sums, norm = (_moved_on(values, axis + 1, following - start) for values in (sums, norm))
+                for values in (sums, norm):
+                    _move_on(values, axis + 1, following - start)
 
     def _inside(self, tile: Box) -> Box:
         """A tile's place in the padded image."""
@@ -196,10 +201,13 @@ def _holds_something(window: torch.Tensor) -> bool:
     return bool(window[..., ::8, ::8, ::8].any()) or bool(window.any())
 
 
-def _moved_on(values: torch.Tensor, axis: int, planes: int) -> torch.Tensor:
-    """The values without their first planes, and as many zeros behind them."""
-    kept = values.narrow(axis, planes, values.shape[axis] - planes)
-    return torch.cat([kept, torch.zeros_like(values.narrow(axis, 0, planes))], axis)
+def _move_on(values: torch.Tensor, axis: int, planes: int) -> None:
+    """Move all planes but the first ones to the front, in place, and put zeros behind them."""
+    kept = values.shape[axis] - planes
+    for start in range(0, kept, planes):  # pieces that do not overlap where they go
+        count = min(planes, kept - start)
+        values.narrow(axis, start, count).copy_(values.narrow(axis, start + planes, count))
+    values.narrow(axis, max(kept, 0), min(planes, values.shape[axis])).zero_()
 
 
 def _batches(places: list[int], size: int) -> Iterator[list[int]]:
