@@ -77,13 +77,18 @@ def write_model(path: Path, precision: str) -> None:
     save_model(path, network.state_dict(), ModelInfo(job, 1, None, software_versions(), ()))
 
 
+def own_status(name: str) -> int:
+    """Bytes, as Linux tells them of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
 def side(name: str, model: Path, scan: Path, out: Path, limit_mb: int, probabilities: bool) -> None:
     """One prediction in this process; prints what it took as JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     assert session
     if limit_mb:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-        limit = int(line.split()[1]) * 1024 + limit_mb * 10**6
+        limit = own_status("VmData") + limit_mb * 10**6
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     if name == "MONAI":
@@ -91,7 +96,7 @@ def side(name: str, model: Path, scan: Path, out: Path, limit_mb: int, probabili
     else:
         extra = ["--probabilities"] if probabilities else []
         app(["predict", str(model), str(scan), "--out", str(out), "--device", "cpu", *extra], standalone_mode=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = own_status("VmHWM")  # getrusage's counts what the parent had when it started this process
     print(json.dumps({"mb": (peak - before) / 1e6, "all_mb": peak / 1e6, "seconds": time.perf_counter() - started}))
 
 
