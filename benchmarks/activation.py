@@ -38,8 +38,7 @@ def main(repeats: int, report: Path | None) -> None:
     for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         ways[f"ours, {name}"] = both_ways(adapt_layers(nn.PReLU()).train(), kind)
         ways[f"torch, {name}"] = both_ways(nn.PReLU().train(), kind)
-    for run in ways.values():
-        run()
+    in_turns(ways, 1)
     show(in_turns(ways, repeats), "ours, bf16", {}, report)
 
 

@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import psutil
 import torch
 import zarr
 from numpy.typing import NDArray
@@ -38,11 +38,10 @@ from fl_app.config import Job
 from fl_app.data.cases import Case
 from fl_app.data.phantom import SITE_CHARACTERS, make_case
 from fl_app.data.preparation import prepare_cases
-from fl_app.model_file import ModelInfo, load_model, save_model
-from fl_app.prediction import session  # what the command would import: it is no part of a prediction's memory
+from fl_app.model_file import ModelInfo, save_model
+from fl_app.prediction.predictor import Predictor
 from fl_app.result import software_versions
 from fl_app.training.evaluation import predict
-from fl_app.training.precision import MixedPrecision
 from fl_app.training.trainer import ready_network
 
 LENGTHS, LIMIT_MB, DETAIL = (1, 4, 16), 500, 2.0
@@ -86,11 +85,11 @@ def own_status(name: str) -> int:
 def side(name: str, model: Path, scan: Path, out: Path, limit_mb: int, probabilities: bool) -> None:
     """One prediction in this process; prints what it took as JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    assert session
+    import_module("fl_app.prediction.session")  # as the command will: it is no part of a prediction's memory
     if limit_mb:
         limit = own_status("VmData") + limit_mb * 10**6
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    before, started = psutil.Process().memory_info().rss, time.perf_counter()
+    before, started = own_status("VmRSS"), time.perf_counter()
     if name == "MONAI":
         predict_whole(model, scan, out)
     else:
@@ -102,15 +101,12 @@ def side(name: str, model: Path, scan: Path, out: Path, limit_mb: int, probabili
 
 def in_memory(model: Path, scan: Path) -> NDArray[np.float32]:
     """The spleen's probabilities as training finds them: the whole prepared volume in memory."""
-    weights, info = load_model(model)
-    network = ready_network(info.job, torch.device("cpu")).eval()
-    network.load_state_dict(weights)
+    predictor = Predictor(model, torch.device("cpu"))
     image = nibabel.load(scan)
     label = scan.with_name(f"label-{scan.name}")
     nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), label)
-    [case] = prepare_cases([Case("scan", scan, label)], info.job.data, None)
-    found = predict(network, case.image, info.job, MixedPrecision("fp32", torch.device("cpu")))
-    return np.asarray(found[1])
+    [case] = prepare_cases([Case("scan", scan, label)], predictor.job.data, None)
+    return np.asarray(predict(predictor.network, case.image, predictor.job, predictor.precision)[1])
 
 
 def run(name: str, model: Path, scan: Path, out: Path, *more: str) -> dict[str, float] | str:

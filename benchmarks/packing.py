@@ -63,8 +63,7 @@ def main(repeats: int, report: Path | None) -> None:
 
 def compare(ways: Mapping[str, Callable[[], None]], repeats: int, report: Path | None) -> None:
     """Time some ways in turns, and print what the others take of the first one's time."""
-    for run in ways.values():
-        run()
+    in_turns(ways, 1)
     show(in_turns(ways, repeats), next(iter(ways)), {}, report)
 
 

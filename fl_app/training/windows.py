@@ -207,7 +207,7 @@ def _move_on(values: torch.Tensor, axis: int, planes: int) -> None:
     for start in range(0, kept, planes):  # pieces that do not overlap where they go
         count = min(planes, kept - start)
         values.narrow(axis, start, count).copy_(values.narrow(axis, start + planes, count))
-    values.narrow(axis, max(kept, 0), min(planes, values.shape[axis])).zero_()
+    values.narrow(axis, kept, planes).zero_()
 
 
 def _batches(places: list[int], size: int) -> Iterator[list[int]]:
