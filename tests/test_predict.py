@@ -17,11 +17,11 @@ from scipy.spatial.transform import Rotation
 
 from fl_app.cli.predict import predict as command
 from fl_app.config_file import parse_job
+from fl_app.data import grid
 from fl_app.data.cases import Case
 from fl_app.data.preparation import load_label, prepare_cases
 from fl_app.errors import DataError, UsageError
 from fl_app.model_file import ModelInfo, save_model
-from fl_app.prediction import slabs
 from fl_app.prediction.components import keep_largest
 from fl_app.prediction.predictor import Predictor
 from fl_app.prediction.scan import NiftiScan
@@ -82,7 +82,7 @@ GEOMETRIES = {
 @pytest.fixture
 def small_slabs(monkeypatch):
     """Slabs of a few planes, so that a small volume has many."""
-    monkeypatch.setattr(slabs, "SLAB_VOXELS", 1500)
+    monkeypatch.setattr(grid, "SLAB_VOXELS", 1500)
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_no_file_is_left_beside_the_results(tmp_path, model):
 @pytest.mark.usefixtures("small_slabs")
 @pytest.mark.parametrize("seed", range(8))
 def test_the_largest_component_is_the_one_of_the_whole_volume(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(slabs, "SLAB_VOXELS", [1, 300, 700][seed % 3])
+    monkeypatch.setattr(grid, "SLAB_VOXELS", [1, 300, 700][seed % 3])
     random = np.random.default_rng(seed)
     labels = (random.random((14, 9, 11)) < 0.17).astype(np.uint8) * random.integers(1, 3, (14, 9, 11), np.uint8)
     file = SlabFile(tmp_path / "labels", labels.shape, np.uint8)

@@ -21,8 +21,9 @@ from fl_app.config import DataSettings
 from fl_app.data.cases import Case
 from fl_app.data.content import content_digest
 from fl_app.data.geometry import Volume, spacing_mm
+from fl_app.data.grid import Grid, spaced
 from fl_app.data.nifti import UnusableFileError, read_nifti
-from fl_app.data.resampling import Grid, around, in_order, resample_linearly, resample_to_nearest, spaced
+from fl_app.data.resampling import around, in_order, resample_linearly, resample_to_nearest
 from fl_app.errors import DataError
 from fl_app.files import replacing
 
@@ -67,6 +68,12 @@ def load_label(path: Path, settings: DataSettings) -> MetaTensor:
     return MetaTensor(torch.from_numpy(_number_organs(voxels, settings))[None], affine=torch.from_numpy(grid.affine))
 
 
+def windowed(hounsfield: torch.Tensor, settings: DataSettings) -> torch.Tensor:
+    """HU with the job's window mapped to 0..1, as float16; the HU are written over."""
+    lower, upper = settings.window_hu
+    return hounsfield.sub_(lower).div_(upper - lower).clamp_(0, 1).to(torch.float16)
+
+
 def sample_centres(wanted: torch.Tensor) -> torch.Tensor:
     """At most 100,000 flat indices, int32, of the voxels wanted: all of them would take more memory than the image."""
     indices = np.flatnonzero(wanted.numpy())
@@ -104,8 +111,7 @@ def _prepare(case: Case, settings: DataSettings) -> dict[str, torch.Tensor]:
     hounsfield = resample_linearly(voxels, source, near)
     start, stop = around(hounsfield.numpy() > BODY_HU, near, near, BODY_MARGIN)
     body, grid = tuple(slice(first, last) for first, last in zip(start, stop, strict=True)), near.part(start, stop)
-    lower, upper = settings.window_hu
-    image = in_order(hounsfield[body].sub_(lower).div_(upper - lower).clamp_(0, 1).to(torch.float16))[None]
+    image = in_order(windowed(hounsfield[body], settings))[None]
     label = resample_to_nearest(organs, source, grid)[None].contiguous()
     filled = torch.from_numpy(image.numpy().view(np.int16) > 0)  # the same bits: far quicker to compare
     return {
@@ -126,7 +132,8 @@ def _read(path: Path) -> tuple[Volume, Grid]:
     turn = nibabel.io_orientation(stored.affine)
     voxels = nibabel.apply_orientation(stored.voxels, turn)
     affine = stored.affine @ nibabel.orientations.inv_ornt_aff(turn, stored.voxels.shape)
-    return voxels, Grid(voxels.shape, affine)
+    x, y, z = voxels.shape
+    return voxels, Grid((x, y, z), affine)
 
 
 def _number_organs(label: Volume, settings: DataSettings) -> NDArray[np.uint8]:

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import Spacing, SpatialResample
+from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fl_app.data.geometry import FloatArray, Volume
+from fl_app.data.grid import Box, Grid
 
+_NOTHING = 1e-6  # of a value that has faded: rounding left it
 _LARGEST_STRAY = 1e-3  # voxels by which parallel axes may part: less than 1 HU where tissue meets air
 
 Places = list[NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where a volume's voxels lie: shape (x, y, z), and affine (4, 4) from voxel to mm."""
-
-    shape: tuple[int, ...]
-    affine: FloatArray
-
-    def part(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
-        """The grid of the voxels from ``start`` to ``stop`` (excluded)."""
-        affine = self.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ start
-        return Grid(tuple(last - first for first, last in zip(start, stop, strict=True)), affine)
-
-
-def spaced(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
-    """The grid of another spacing, with the same first voxel and directions, as MONAI's `Spacing` places it."""
-    nothing = MetaTensor(torch.empty(1).expand(1, *grid.shape), affine=torch.from_numpy(grid.affine))
-    promised = Spacing(spacing_mm)(nothing, lazy=True)
-    shape = tuple(int(size) for size in promised.peek_pending_shape())
-    return Grid(shape, np.asarray(promised.peek_pending_affine(), np.float64))
+ReadBox = Callable[[Box], Volume]  # (channels, x, y, z) of a box
+Padding = Literal["border", "zeros"]
 
 
 def around(mask: NDArray[np.bool_], source: Grid, wanted: Grid, margin: int) -> tuple[list[int], list[int]]:
@@ -61,31 +44,62 @@ def around(mask: NDArray[np.bool_], source: Grid, wanted: Grid, margin: int) -> 
     return start.tolist(), stop.tolist()
 
 
-def resample_linearly(volume: Volume, source: Grid, wanted: Grid) -> torch.Tensor:
-    """A volume (x, y, z) of any real type on another grid, float32; beyond its ends its last values go on."""
+def resample_linearly(volume: Volume, source: Grid, wanted: Grid, padding: Padding = "border") -> torch.Tensor:
+    """A volume (x, y, z) of any real type on another grid, float32.
+
+    Args:
+        volume: its values.
+        source: where they lie.
+        wanted: where values are wanted.
+        padding: what lies beyond the volume's ends: "border" (its last values go on) or "zeros", to which they fade
+            within one voxel.
+    """
+    volume, source = _with_axes_of(wanted, volume, source)
     at = _places(source, wanted)
     if at is None:
-        return _resample_by_points(volume, source, wanted, "bilinear")
-    order, planes = _in_memory_order(volume)
-    slow, middle, fast = (_neighbours(at[axis], volume.shape[axis]) for axis in order)
-    # plane by plane, what is between the two steps stays in the processor's cache
-    shrunk = [
-        _blend(_blend(torch.from_numpy(plane.astype(np.float32, order="C")), 0, *middle), 1, *fast) for plane in planes
-    ]
-    made = torch.stack(
-        [torch.lerp(shrunk[low], shrunk[high], float(share)) for low, high, share in zip(*slow, strict=True)]
-    )
-    return made.permute(np.argsort(order).tolist())
+        return _resample_by_points(volume, source, wanted, "bilinear", padding)
+    if padding == "border":
+        return _interpolate(volume, at)
+    found = torch.zeros(wanted.shape)
+    fades = [np.clip(np.minimum(1 + each, size - each), 0, 1) for each, size in zip(at, volume.shape, strict=True)]
+    reached = [np.flatnonzero(fade > _NOTHING) for fade in fades]
+    if all(map(len, reached)):
+        box = tuple(slice(int(each[0]), int(each[-1]) + 1) for each in reached)
+        made = _interpolate(volume, [each[part] for each, part in zip(at, box, strict=True)])
+        for axis, (fade, part) in enumerate(zip(fades, box, strict=True)):
+            for place in np.flatnonzero(fade[part] < 1):
+                made.select(axis, int(place)).mul_(float(fade[part][place]))
+        order = np.argsort([-stride for stride in made.stride()], kind="stable").tolist()
+        found = torch.zeros([wanted.shape[axis] for axis in order]).permute(np.argsort(order).tolist())
+        found[box] = made
+    return found
+
+
+def resample_box(source: Grid, read: ReadBox, wanted: Grid, padding: Padding) -> Iterator[torch.Tensor]:
+    """Channel by channel a volume on another grid, as by `resample_linearly`; only the box that is needed is read.
+
+    Args:
+        source: the whole grid that ``read`` reads boxes of.
+        read: returns (channels, x, y, z) of a box.
+        wanted: where values are wanted, usually a slab.
+        padding: what lies outside the source.
+    """
+    box = _needed_box(source, wanted)
+    for channel in read(box):
+        yield resample_linearly(channel, source.box(box), wanted, padding)
 
 
 def resample_to_nearest(volume: Volume, source: Grid, wanted: Grid) -> torch.Tensor:
     """A volume (x, y, z) on another grid: of each place the nearest voxel's value, halfway the further one's."""
-    at = _places(source, wanted)
+    volume, source = _with_axes_of(wanted, volume, source)
+    at, dtype = _places(source, wanted), torch.from_numpy(volume[:1, :1, :1]).dtype
     if at is None:
-        return _resample_by_points(volume, source, wanted, "nearest").to(torch.from_numpy(volume[:1, :1, :1]).dtype)
+        return _resample_by_points(volume, source, wanted, "nearest", "border").to(
+            torch.from_numpy(volume[:1, :1, :1]).dtype
+        )
     order, planes = _in_memory_order(volume)
-    nearest = [np.floor(at[axis] + 0.5).astype(np.int64) for axis in order]
-    found = torch.zeros(wanted.shape, dtype=torch.from_numpy(volume[:1, :1, :1]).dtype)
+    nearest = [np.floor(_within(at[axis], volume.shape[axis]) + 0.5).astype(np.int64) for axis in order]
+    found = torch.zeros(wanted.shape, dtype=dtype)
     # an organ fills little of a volume: the places whose nearest voxels lie in planes of zeros are left as they are
     ends = _ends(planes)
     reached = [np.flatnonzero((each >= low) & (each <= high)) for each, (low, high) in zip(nearest, ends, strict=True)]
@@ -110,6 +124,12 @@ def in_order(volume: torch.Tensor) -> torch.Tensor:
     return turned.view(y, x, z).transpose(0, 1).contiguous()
 
 
+def _with_axes_of(wanted: Grid, volume: Volume, source: Grid) -> tuple[Volume, Grid]:
+    """A volume and its grid with the axes in the order of the wanted grid's, if each has one that is closest to it."""
+    order = np.abs(np.linalg.solve(source.affine, wanted.affine)[:3, :3]).argmax(axis=0).tolist()
+    return (volume.transpose(order), source.with_axes(order)) if sorted(order) == [0, 1, 2] else (volume, source)
+
+
 def _places(source: Grid, wanted: Grid) -> Places | None:
     """For each axis, where the wanted voxels lie among the source's, in voxels; None where axes are not parallel."""
     change = np.linalg.solve(source.affine, wanted.affine)
@@ -118,9 +138,40 @@ def _places(source: Grid, wanted: Grid) -> Places | None:
     if stray.max() > _LARGEST_STRAY:
         return None
     return [
-        np.clip(start + step * np.arange(size), 0, held - 1)
-        for start, step, size, held in zip(change[:3, 3], steps, wanted.shape, source.shape, strict=True)
+        start + step * np.arange(size) for start, step, size in zip(change[:3, 3], steps, wanted.shape, strict=True)
     ]
+
+
+def _within(at: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.clip(at, 0, size - 1)
+
+
+def _interpolate(volume: Volume, at: Places) -> torch.Tensor:
+    """The values between a volume's voxels; beyond its ends the last ones go on."""
+    order, planes = _in_memory_order(volume)
+    slow, middle, fast = (_neighbours(at[axis], volume.shape[axis]) for axis in order)
+    # plane by plane, what is between the two steps stays in the processor's cache
+    shrunk = {
+        place: _blend(_blend(torch.from_numpy(planes[place].astype(np.float32, order="C")), 0, *middle), 1, *fast)
+        for place in sorted({*slow[0].tolist(), *slow[1].tolist()})
+    }
+    made = torch.stack(
+        [torch.lerp(shrunk[int(low)], shrunk[int(high)], float(share)) for low, high, share in zip(*slow, strict=True)]
+    )
+    return made.permute(np.argsort(order).tolist())
+
+
+def _needed_box(source: Grid, wanted: Grid) -> Box:
+    """The source voxels between which the wanted ones lie; at least one voxel."""
+    corners = np.array([*itertools.product(*((0, size - 1) for size in wanted.shape), (1,))], np.float64).T
+    # rounding does not ask for planes that would count for nothing
+    places: FloatArray = np.linalg.solve(source.affine, wanted.affine @ corners)[:3].round(6)
+    low, high = np.floor(places.min(axis=1)).astype(int), np.ceil(places.max(axis=1)).astype(int) + 1
+    x, y, z = (
+        slice(min(max(0, int(first)), size - 1), max(1, min(int(last), size)))
+        for first, last, size in zip(low, high, source.shape, strict=True)
+    )
+    return x, y, z
 
 
 def _in_memory_order(volume: Volume) -> tuple[list[int], Volume]:
@@ -138,6 +189,7 @@ def _ends(volume: Volume | NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _neighbours(at: NDArray[np.float64], size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The voxel below each place, the one above, and the share of the one above."""
+    at = _within(at, size)
     below = np.floor(at).astype(np.int64)
     above = np.minimum(below + 1, size - 1)
     return torch.from_numpy(below), torch.from_numpy(above), torch.from_numpy((at - below).astype(np.float32))
@@ -147,13 +199,15 @@ def _blend(
     plane: torch.Tensor, axis: int, below: torch.Tensor, above: torch.Tensor, share: torch.Tensor
 ) -> torch.Tensor:
     """A plane between its voxels along one axis: (1 - s) v_below + s v_above."""
+    if not share.any():
+        return plane.index_select(axis, below)
     return plane.index_select(axis, below).lerp_(
         plane.index_select(axis, above), share[:, None] if axis == 0 else share
     )
 
 
-def _resample_by_points(volume: Volume, source: Grid, wanted: Grid, mode: str) -> torch.Tensor:
+def _resample_by_points(volume: Volume, source: Grid, wanted: Grid, mode: str, padding: Padding) -> torch.Tensor:
     """MONAI's way, which takes any two grids: float32."""
     held = MetaTensor(torch.from_numpy(volume[None].astype(np.float32)), affine=torch.from_numpy(source.affine))
-    made = SpatialResample(mode=mode, padding_mode="border")(held, dst_affine=wanted.affine, spatial_size=wanted.shape)
-    return made.as_tensor()[0]
+    resample = SpatialResample(mode=mode, padding_mode=padding)
+    return resample(held, dst_affine=torch.from_numpy(wanted.affine), spatial_size=wanted.shape).as_tensor()[0]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SLAB_VOXELS = 2**21  # of one step: about 100 MB of coordinates while it is resampled
+from fl_app.data.grid import slab_ranges
 
 
 class SlabFile:
@@ -64,16 +64,3 @@ class SlabFile:
         """All rows in order, as (first row, rows)."""
         for start, stop in slab_ranges(self.shape):
             yield start, self.read(start, stop)
-
-
-def slab_ranges(shape: Sequence[int], source_voxels: int = 0, channels: int = 1) -> list[tuple[int, int]]:
-    """Cut the first axis of a shape into ranges that each cost about as much memory as `SLAB_VOXELS` values.
-
-    Args:
-        shape: of what is made, slab by slab.
-        source_voxels: of the whole that it is made from, if that may be the larger one.
-        channels: values in a voxel.
-    """
-    row = channels * max(math.prod(shape[1:]), source_voxels // shape[0])
-    step = max(1, SLAB_VOXELS // max(1, row))
-    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

@@ -11,18 +11,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
 
 from fl_app.config import DataSettings
 from fl_app.data.checks import check_hounsfield_range
 from fl_app.data.findings import Finding
-from fl_app.data.preparation import BODY_HU, BODY_MARGIN
+from fl_app.data.grid import Box, Grid, slab_ranges, spaced
+from fl_app.data.preparation import BODY_HU, BODY_MARGIN, windowed
+from fl_app.data.resampling import resample_box
 from fl_app.errors import DataError
-from fl_app.prediction.grid import Box, Grid, prepared_grid, resample, stacking_axis
 from fl_app.prediction.outputs import geometry_header, write_slab, writing_nifti
 from fl_app.prediction.scan import Scan
-from fl_app.prediction.slabs import SlabFile, slab_ranges
+from fl_app.prediction.slabs import SlabFile
 from fl_app.training.evaluation import most_probable
 
 Advance = Callable[[float], None]  # told the share that is done, 0 to 1
@@ -64,8 +64,8 @@ class Probabilities(Protocol):
 
     classes: int
 
-    def read(self, box: Box) -> torch.Tensor:
-        """A part of the grid: (classes, x, y, z) float32."""
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """A part of the grid: (classes, x, y, z)."""
 
 
 def prepare(scan: Scan, settings: DataSettings, scratch: Path) -> Prepared:
@@ -75,29 +75,27 @@ def prepare(scan: Scan, settings: DataSettings, scratch: Path) -> Prepared:
         DataError: it cannot be read, or its values are no Hounsfield units of a body.
     """
     native = Grid(scan.shape, scan.affine)
-    whole, axis = prepared_grid(native, settings.spacing_mm), stacking_axis(scan.affine)
+    whole, axis = spaced(native.in_ras(), settings.spacing_mm), native.stacking_axis
     planes = [whole.shape[axis], *(size for each, size in enumerate(whole.shape) if each != axis)]
     image = SlabFile(scratch / "image", planes, np.float16)
-    to_unit = ScaleIntensityRange(*settings.window_hu, 0.0, 1.0, clip=True)
     filled = [np.zeros(size, dtype=bool) for size in whole.shape]
     low, high = np.inf, -np.inf
 
-    def read(box: Box) -> torch.Tensor:
+    def read(box: Box) -> NDArray[np.float32]:
         nonlocal low, high
         values = scan.read(box[2].start, box[2].stop)
         if not np.isfinite(values).all():
             raise DataError(f"{scan.name} holds NaN or infinity; export the image again")
         low, high = min(low, float(values.min())), max(high, float(values.max()))
-        return torch.from_numpy(values[box[0], box[1]])[None]
+        return values[None, box[0], box[1]]
 
     for start, stop in slab_ranges(planes, math.prod(scan.shape)):
         slab = whole.slab(axis, start, stop)
-        values = resample(native, read, whole.box(slab), "border")
-        body = (values[0] > BODY_HU).numpy()
+        (values,) = resample_box(native, read, whole.box(slab), "border")
+        body = (values > BODY_HU).numpy()
         for each in range(3):
             filled[each][slab[each]] |= body.any(axis=tuple({0, 1, 2} - {each}))
-        unit = to_unit(values)[0].to(torch.float16)
-        image.write(start, np.moveaxis(np.asarray(unit), axis, 0))
+        image.write(start, np.moveaxis(windowed(values, settings).numpy(), axis, 0))
     findings = check_hounsfield_range(scan.name, low, high)
     for finding in findings:
         if finding.severity == "error":
@@ -136,9 +134,10 @@ def bring_back(
         header = geometry_header(scan)
         streams = [stack.enter_context(writing_nifti(path, header, np.float32)) for path in outputs]
         for start, stop in slab_ranges(labels.shape, math.prod(prepared.grid.shape), probabilities.classes):
-            found = resample(prepared.grid, probabilities.read, native.box(native.slab(2, start, stop)), "zeros")
-            labels.write(start, most_probable(found).numpy().T)
-            for stream, organ in zip(streams, found[1:], strict=False):
+            slab = native.box(native.slab(2, start, stop))
+            background, *organs = resample_box(prepared.grid, probabilities.read, slab, "zeros")
+            labels.write(start, most_probable(background, organs).numpy().T)
+            for stream, organ in zip(streams, organs, strict=False):
                 write_slab(stream, organ.numpy().T, np.float32)
             advance(stop / scan.shape[2])
     return labels

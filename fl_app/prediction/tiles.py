@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fl_app.config import Job
-from fl_app.prediction.grid import Box
+from fl_app.data.grid import Box
 from fl_app.prediction.slabs import SlabFile
 from fl_app.prediction.stages import Prepared, planes_first
 from fl_app.training.precision import MixedPrecision
@@ -45,9 +45,11 @@ class TiledProbabilities:
         self._tiles = tiles
         self._axis = axis
 
-    def read(self, box: Box) -> torch.Tensor:
-        """A part of the grid: (classes, x, y, z) float32."""
-        found = np.empty((self.classes, *(part.stop - part.start for part in box)), np.float32)
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """A part of the grid: (classes, x, y, z)."""
+        planes, *others = (part.stop - part.start for part in planes_first(box, self._axis))
+        # in memory as in the files: planes first
+        found = np.moveaxis(np.empty((planes, self.classes, *others), np.float32), 0, self._axis + 1)
         for tile in self._tiles:
             both = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, tile.box, strict=True)]
             if any(start >= stop for start, stop in both):
@@ -57,9 +59,9 @@ class TiledProbabilities:
             ]
             here = [slice(start - own.start, stop - own.start) for (start, stop), own in zip(both, box, strict=True)]
             first, *others = planes_first(there, self._axis)
-            planes = tile.file.read_box([first, slice(None), *others])
-            found[(slice(None), *here)] = np.moveaxis(planes, 0, self._axis + 1)
-        return torch.from_numpy(found)
+            stored = tile.file.read_box([first, slice(None), *others])
+            found[(slice(None), *here)] = np.moveaxis(stored, 0, self._axis + 1)
+        return found
 
 
 def infer_tile(

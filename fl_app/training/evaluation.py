@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import SpatialResample
 from torch import nn
 
 from fl_app.config import Job
+from fl_app.data.grid import Grid, slab_ranges
 from fl_app.data.preparation import PreparedCase, load_label
+from fl_app.data.resampling import resample_box
 from fl_app.training.metrics import CaseScore, dice, surface_dice
 from fl_app.training.precision import MixedPrecision
 from fl_app.training.windows import Windows
+
+_NOTHING = 1e-6  # of a probability
 
 
 def predict(network: nn.Module, image: torch.Tensor, job: Job, precision: MixedPrecision) -> torch.Tensor:
@@ -70,14 +73,23 @@ def to_native_grid(probabilities: torch.Tensor, affine: torch.Tensor, native: Me
         affine: (4, 4) of the prepared grid, voxel to mm in RAS.
         native: a volume (1, x, y, z) on the wanted grid.
     """
-    resampled = SpatialResample(mode="bilinear", padding_mode="zeros")(
-        MetaTensor(probabilities, affine=affine), dst_affine=native.affine, spatial_size=native.shape[1:]
-    )
-    return most_probable(resampled.as_tensor())
+    _, x, y, z = probabilities.shape
+    found = torch.empty(native.shape[1:], dtype=torch.uint8)
+    held, own = Grid((x, y, z), affine.numpy()), Grid((*found.shape,), native.affine.numpy())
+    for start, stop in slab_ranges(own.shape, x * y * z, len(probabilities)):
+        slab = own.slab(0, start, stop)
+        background, *organs = resample_box(
+            held, lambda box: probabilities[(slice(None), *box)].numpy(), own.box(slab), "zeros"
+        )
+        found[slab] = most_probable(background, organs)
+    return found
 
 
-def most_probable(probabilities: torch.Tensor) -> torch.Tensor:
-    """The label map (x, y, z) uint8 of resampled probabilities (channels, x, y, z); outside their grid, background."""
-    # there all of them are 0, or 1e-16 of something, and rounding would decide
-    outside = probabilities.sum(0) < 1e-6
-    return probabilities.argmax(0).to(torch.uint8).masked_fill(outside, 0)
+def most_probable(background: torch.Tensor, organs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The label map (x, y, z) uint8 of resampled probabilities; outside their grid, where all are 0, background."""
+    best, labels = background, torch.zeros_like(background, dtype=torch.uint8)
+    for number, organ in enumerate(organs, start=1):
+        labels.masked_fill_(organ > best, number)
+        best = torch.maximum(best, organ)
+    # of points that lie outside there may be 1e-16 of something, and rounding would decide
+    return labels.masked_fill_(best < _NOTHING, 0)
