@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import itertools
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers.utils import sliding_window_inference
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -140,8 +142,29 @@ def test_probabilities_differ_from_those_in_memory_by_less_than_1e4(tmp_path, na
         assert np.abs(np.asarray(got.dataobj)[box] - found[number].numpy()).max() < 1e-4
 
 
+def plainly(network, image, job):
+    """The plain way: probabilities, with sums that span the whole volume, and windows spread as nnU-Net does."""
+    sides, overlap = job.window, job.evaluation.overlap
+    whole = [max(size, side) for size, side in zip(image.shape[1:], sides, strict=True)]
+    before = [(padded - size) // 2 for padded, size in zip(whole, image.shape[1:], strict=True)]
+    padded = torch.zeros(1, 1, *whole)
+    inside = tuple(slice(start, start + size) for start, size in zip(before, image.shape[1:], strict=True))
+    padded[(0, 0, *inside)] = image[0]
+    starts = [
+        np.linspace(0, size - side, int(np.ceil((size - side) / int(side * (1 - overlap)))) + 1).round().astype(int)
+        for size, side in zip(whole, sides, strict=True)
+    ]
+    weights, sums, norm = compute_importance_map(sides, mode="gaussian"), 0 * padded, 0 * padded
+    sums = sums.repeat(1, 1 + len(job.data.labels), 1, 1, 1)
+    for corner in itertools.product(*starts):
+        window = (..., *(slice(start, start + side) for start, side in zip(corner, sides, strict=True)))
+        with torch.no_grad():
+            sums[window] += network(padded[window]) * weights
+        norm[window] += weights
+    return (sums / norm)[(0, slice(None), *inside)].softmax(0)
+
+
 def by_monai(network, image, job):
-    """The plain way: probabilities, with sums that span the whole volume."""
     with torch.no_grad():
         logits = sliding_window_inference(
             image[None].float(), job.window, 1, network, job.evaluation.overlap, "gaussian"
@@ -149,15 +172,34 @@ def by_monai(network, image, job):
     return logits[0].softmax(0)
 
 
+@pytest.mark.parametrize("shape", [(24, 40, 8), (10, 9, 5), (16, 16, 8)])
+def test_windows_are_monais_where_a_volume_is_whole_steps_long(shape):
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group") + "evaluation: {overlap: 0.5}\n")
+    network = ready_network(job, CPU).eval()
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    found = predict(network, image, job, MixedPrecision("fp32", CPU))
+    assert torch.allclose(found, by_monai(network, image, job), atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("size", [16, 17, 31, 32, 40, 41, 63])
+def test_windows_are_as_few_as_monais(size, overlap):
+    job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group") + f"evaluation: {{overlap: {overlap}}}\n")
+    windows = Windows((size, 16, 8), 2, job)
+    (whole,) = windows.tiles()
+    step = max(1, int(16 * (1 - overlap)))
+    assert windows.count(whole) == len(dense_patch_slices((size, 16, 8), (16, 16, 8), (step, 16, 8)))
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(20, 33, 41), (10, 9, 5), (16, 16, 8), (40, 16, 7)])
 @pytest.mark.parametrize("evaluation", ["", "evaluation: {windows_at_once: 1, window_voxels: [8, 8, 4]}\n"])
-def test_windows_blend_as_in_monai(axis, shape, evaluation):
+def test_windows_blend_as_in_the_plain_way(axis, shape, evaluation):
     job = parse_job(JOB.replace("NAME", "unet").replace("NORM", "group") + evaluation)
     assert job.window == ((8, 8, 4) if evaluation else (16, 16, 8))
     network = ready_network(job, CPU).eval()
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
-    expected = by_monai(network, image, job)
+    expected = plainly(network, image, job)
     done = []
     windows = Windows(shape, axis, job)
     (whole,) = windows.tiles()
@@ -198,7 +240,7 @@ def test_the_network_sees_an_empty_window_once_and_nothing_changes():
     network = ready_network(job, CPU).eval()
     image = torch.zeros(1, 60, 33, 20)
     image[:, 30:40, 10:20, 3:9] = torch.rand(1, 10, 10, 6, generator=torch.Generator().manual_seed(0))
-    expected = by_monai(network, image, job)
+    expected = plainly(network, image, job)
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(bool(inputs[0].any())))
     found = predict(network, image, job, MixedPrecision("fp32", CPU))
@@ -218,7 +260,7 @@ def test_flips_average_the_probabilities_of_mirrored_scans(tmp_path, model):
         def network(patches, axes=axes):
             return plain.network(patches.flip(axes)).flip(axes)
 
-        expected += by_monai(network, case.image, job) / 4
+        expected += plainly(network, case.image, job) / 4
     (tmp_path / "scratch").mkdir()
     flipped.predict(NiftiScan(image, tmp_path / "scratch"), tmp_path / "scratch")
     stored = np.fromfile(tmp_path / "scratch" / "probabilities-0", np.float32)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from fl_app.cli.console import open_console
+from fl_app.errors import UsageError
 
 
 def join(
@@ -22,12 +23,11 @@ def join(
     name: Annotated[str, typer.Option(help="The site's name; it names its random stream.")] = "new-site",
 ) -> None:
     """Give a site that was not in the search the best network for its memory, tuned on its own cases."""
-    from clients.joining import join as join_search
-    from fl_app.errors import UsageError
-    from fl_app.site import SiteSettings
-
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: there is something in it - name a new folder")
+    from clients.joining import join as join_search
+    from fl_app.site import SiteSettings
+
     settings = SiteSettings(data=data, output=out, memory_budget_gib=memory_budget_gib, device=device)
     report = join_search(result / "model", name, settings)
     table = Table(title="The models that this site could keep; its own cases", title_justify="left")

@@ -1,8 +1,9 @@
 """Windowed inference of a volume tile by tile, and within a tile with one row of windows in memory.
 
-The same windows and weights as MONAI's `sliding_window_inference`, whose sums span the whole volume: a window that
-reaches into several tiles is computed for each of them, so no seam shows. The network sees an empty window (air, and
-what is darker than the HU window) once: all others of that kind have the same answer.
+As many windows with the same weights as MONAI's `sliding_window_inference`, but evenly spread as in nnU-Net: MONAI's
+last one may cover nearly what the one before it does, while the others overlap no more than they must. Sums of MONAI's
+span the whole volume; here a window that reaches into several tiles is computed for each, so no seam shows. The network
+sees an empty window (air, and what is darker than the HU window) once: all others of that kind have the same answer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby, pairwise, product
 
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.data.utils import compute_importance_map
 from torch import nn
 from torch.nn import functional
 
@@ -33,8 +34,8 @@ class Windows:
     Args:
         shape: of the prepared image, x y z.
         axis: along which rows follow each other: 0, 1 or 2.
-        job: size of the windows, how many at one time, and overlap. Where a GPU takes one by one the sums are in the
-            machine's memory.
+        job: size of the windows, how many at one time, and least overlap. Where a GPU takes one by one the sums are
+            in the machine's memory.
     """
 
     def __init__(self, shape: Triple, axis: int, job: Job) -> None:
@@ -46,12 +47,12 @@ class Windows:
         self._before = [(whole - size) // 2 for whole, size in zip(self._padded, shape, strict=True)]
         self._shape = shape
         self._channels = 1 + len(job.data.labels)
-        steps = [
-            side if side == whole else max(1, int(side * (1 - job.evaluation.overlap)))
+        places = [
+            [slice(start, start + side) for start in _spread(whole, side, job.evaluation.overlap)]
             for side, whole in zip(self.patch, self._padded, strict=True)
         ]
-        slices = dense_patch_slices(self._padded, self.patch, steps)
-        self._windows: list[Box] = sorted(slices, key=lambda window: window[axis].start)
+        windows = [(x, y, z) for x, y, z in product(*places)]
+        self._windows: list[Box] = sorted(windows, key=lambda window: window[axis].start)
 
     def tiles(self, pieces: int = 1) -> list[Box]:
         """Cut the image into tiles, as few as memory allows.
@@ -167,6 +168,12 @@ class Windows:
             padding.append((start + ahead - part.start, part.stop - ahead - stop))
         x, y, z = inside
         return functional.pad(read((x, y, z)), [each for pair in reversed(padding) for each in pair])
+
+
+def _spread(whole: int, side: int, overlap: float) -> list[int]:
+    """Where windows of one side begin that cover a whole: as few as overlap at least so much, evenly spread."""
+    steps = math.ceil((whole - side) / max(1, int(side * (1 - overlap))))
+    return [round((whole - side) * step / max(1, steps)) for step in range(steps + 1)]
 
 
 def _shifted(window: Box, origin: list[slice]) -> tuple[slice, ...]:
