@@ -100,8 +100,8 @@ class EvaluationSettings(Settings):
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.25,
-        description="share by which neighbouring windows overlap at least; they are spread evenly, and their predictions "
-        "blend with Gaussian weights",
+        description="share by which neighbouring windows, spread evenly, overlap at least; their predictions blend "
+        "with Gaussian weights",
     )
     windows_at_once: Positive = Field(
         4,
