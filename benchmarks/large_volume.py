@@ -47,14 +47,23 @@ from fl_app.training.trainer import ready_network
 LENGTHS, LIMIT_MB, DETAIL = (1, 4, 16), 500, 2.0
 CHUNK = 128  # voxels, each way
 SPACING_MM = (2.5, 2.5, 4.0)
+PATCH = (96, 96, 48)
+PLANES = 84  # of the shortest volume: it, 4 and 16 times as many are whole steps of windows
 
 
 def block() -> NDArray[np.int16]:
-    """HU of a phantom patient, cut so that every side touches the body: both programs then place the same windows."""
+    """HU of a phantom patient, cut so that every side touches the body and is whole steps of windows long.
+
+    Both programs then place the same windows; else ours would spread them evenly, and MONAI's would not lie there.
+    """
     image, _, _ = make_case(SITE_CHARACTERS[0], (11, 0), DETAIL)
     body = np.argwhere(image > -500)
-    (x, y, z), (far_x, far_y, far_z) = body.min(0), body.max(0) + 1
-    return np.asarray(image[x:far_x, y:far_y, z:far_z])
+    sides = [slice(start, stop) for start, stop in zip(body.min(0), body.max(0) + 1, strict=True)]
+    for axis in (0, 1):
+        start, window = sides[axis].start, PATCH[axis]
+        step = int(window * (1 - Job().evaluation.overlap))
+        sides[axis] = slice(start, start + window + (sides[axis].stop - start - window) // step * step)
+    return np.asarray(image[tuple(sides)])
 
 
 def mirrored(size: int, start: int, stop: int) -> NDArray[np.intp]:
@@ -67,7 +76,7 @@ def write_model(path: Path, precision: str) -> None:
     """The quick job's network as it is before training: what it answers does not matter here."""
     job = Job.model_validate(
         {
-            "data": {"spacing_mm": SPACING_MM, "patch_voxels": [96, 96, 48]},
+            "data": {"spacing_mm": SPACING_MM, "patch_voxels": PATCH},
             "network": {"channels": [16, 32, 64, 128]},
             "training": {"precision": precision},
         }
@@ -130,7 +139,7 @@ def grow(lengths: Sequence[int], limit_mb: int, report: Path | None) -> None:
         write_model(model, "fp32")
         first: dict[str, float] = {}
         for length in lengths:
-            volume = patient[:, :, mirrored(patient.shape[2], 0, length * patient.shape[2])]
+            volume = patient[:, :, mirrored(patient.shape[2], 0, length * PLANES)]
             scan = folder / f"{length}.nii"
             nibabel.save(nibabel.Nifti1Image(volume, affine), scan)
             print(f"{' x '.join(map(str, volume.shape))} voxels", flush=True)
