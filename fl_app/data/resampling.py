@@ -54,24 +54,26 @@ def resample_linearly(volume: Volume, source: Grid, wanted: Grid, padding: Paddi
         padding: what lies beyond the volume's ends: "border" (its last values go on) or "zeros", to which they fade
             within one voxel.
     """
-    volume, source = _with_axes_of(wanted, volume, source)
+    order = _axes(source, wanted)
+    volume, source = volume.transpose(order), source.with_axes(order)
     at = _places(source, wanted)
     if at is None:
-        return _resample_by_points(volume, source, wanted, "bilinear", padding)
+        return _resample_by_points(volume[None], source, wanted, "bilinear", padding)[0]
     if padding == "border":
         return _interpolate(volume, at)
-    found = torch.zeros(wanted.shape)
     fades = [np.clip(np.minimum(1 + each, size - each), 0, 1) for each, size in zip(at, volume.shape, strict=True)]
     reached = [np.flatnonzero(fade > _NOTHING) for fade in fades]
-    if all(map(len, reached)):
-        box = tuple(slice(int(each[0]), int(each[-1]) + 1) for each in reached)
-        made = _interpolate(volume, [each[part] for each, part in zip(at, box, strict=True)])
-        for axis, (fade, part) in enumerate(zip(fades, box, strict=True)):
-            for place in np.flatnonzero(fade[part] < 1):
-                made.select(axis, int(place)).mul_(float(fade[part][place]))
-        order = np.argsort([-stride for stride in made.stride()], kind="stable").tolist()
-        found = torch.zeros([wanted.shape[axis] for axis in order]).permute(np.argsort(order).tolist())
-        found[box] = made
+    if not all(map(len, reached)):
+        return torch.zeros(wanted.shape)
+    box = tuple(slice(int(each[0]), int(each[-1]) + 1) for each in reached)
+    made = _interpolate(volume, [each[part] for each, part in zip(at, box, strict=True)])
+    for axis, (fade, part) in enumerate(zip(fades, box, strict=True)):
+        for place in np.flatnonzero(fade[part] < 1):
+            made.select(axis, int(place)).mul_(float(fade[part][place]))
+    # in memory as what was made
+    order = np.argsort([-stride for stride in made.stride()], kind="stable").tolist()
+    found = torch.zeros([wanted.shape[axis] for axis in order]).permute(np.argsort(order).tolist())
+    found[box] = made
     return found
 
 
@@ -85,18 +87,21 @@ def resample_box(source: Grid, read: ReadBox, wanted: Grid, padding: Padding) ->
         padding: what lies outside the source.
     """
     box = _needed_box(source, wanted)
-    for channel in read(box):
-        yield resample_linearly(channel, source.box(box), wanted, padding)
+    channels, held = read(box), source.box(box)
+    if _places(held.with_axes(_axes(held, wanted)), wanted) is None:
+        yield from _resample_by_points(channels, held, wanted, "bilinear", padding)  # points are found once for all
+        return
+    for channel in channels:
+        yield resample_linearly(channel, held, wanted, padding)
 
 
 def resample_to_nearest(volume: Volume, source: Grid, wanted: Grid) -> torch.Tensor:
     """A volume (x, y, z) on another grid: of each place the nearest voxel's value, halfway the further one's."""
-    volume, source = _with_axes_of(wanted, volume, source)
+    order = _axes(source, wanted)
+    volume, source = volume.transpose(order), source.with_axes(order)
     at, dtype = _places(source, wanted), torch.from_numpy(volume[:1, :1, :1]).dtype
     if at is None:
-        return _resample_by_points(volume, source, wanted, "nearest", "border").to(
-            torch.from_numpy(volume[:1, :1, :1]).dtype
-        )
+        return _resample_by_points(volume[None], source, wanted, "nearest", "border")[0].to(dtype)
     order, planes = _in_memory_order(volume)
     nearest = [np.floor(_within(at[axis], volume.shape[axis]) + 0.5).astype(np.int64) for axis in order]
     found = torch.zeros(wanted.shape, dtype=dtype)
@@ -124,10 +129,10 @@ def in_order(volume: torch.Tensor) -> torch.Tensor:
     return turned.view(y, x, z).transpose(0, 1).contiguous()
 
 
-def _with_axes_of(wanted: Grid, volume: Volume, source: Grid) -> tuple[Volume, Grid]:
-    """A volume and its grid with the axes in the order of the wanted grid's, if each has one that is closest to it."""
+def _axes(source: Grid, wanted: Grid) -> list[int]:
+    """The source's axes in the order of the wanted grid's that are closest to them, if each is closest to another."""
     order = np.abs(np.linalg.solve(source.affine, wanted.affine)[:3, :3]).argmax(axis=0).tolist()
-    return (volume.transpose(order), source.with_axes(order)) if sorted(order) == [0, 1, 2] else (volume, source)
+    return order if sorted(order) == [0, 1, 2] else [0, 1, 2]
 
 
 def _places(source: Grid, wanted: Grid) -> Places | None:
@@ -206,8 +211,8 @@ def _blend(
     )
 
 
-def _resample_by_points(volume: Volume, source: Grid, wanted: Grid, mode: str, padding: Padding) -> torch.Tensor:
-    """MONAI's way, which takes any two grids: float32."""
-    held = MetaTensor(torch.from_numpy(volume[None].astype(np.float32)), affine=torch.from_numpy(source.affine))
+def _resample_by_points(volumes: Volume, source: Grid, wanted: Grid, mode: str, padding: Padding) -> torch.Tensor:
+    """MONAI's way, which takes any two grids: (channels, x, y, z) float32."""
+    held = MetaTensor(torch.from_numpy(volumes.astype(np.float32)), affine=torch.from_numpy(source.affine))
     resample = SpatialResample(mode=mode, padding_mode=padding)
-    return resample(held, dst_affine=torch.from_numpy(wanted.affine), spatial_size=wanted.shape).as_tensor()[0]
+    return resample(held, dst_affine=torch.from_numpy(wanted.affine), spatial_size=wanted.shape).as_tensor()
