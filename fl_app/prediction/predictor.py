@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from fl_app.data.grid import Box
 from fl_app.errors import DataError, UsageError
 from fl_app.model_file import load_model
 from fl_app.prediction.components import keep_largest
@@ -20,7 +21,7 @@ from fl_app.prediction.tiles import Tile, TiledProbabilities, infer_tile
 from fl_app.training.precision import MixedPrecision, choose_precision
 from fl_app.training.recompute import recompute
 from fl_app.training.trainer import ready_network
-from fl_app.training.windows import Box, Windows
+from fl_app.training.windows import Windows
 
 _TILES_OF_A_WORKER = 2
 

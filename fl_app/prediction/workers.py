@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from fl_app.data.grid import Box
 from fl_app.errors import DataError, UsageError
 from fl_app.prediction.predictor import Predictor
 from fl_app.prediction.stages import Prepared
 from fl_app.prediction.tiles import Tile
-from fl_app.training.windows import Box
 
 _LOOK_SECONDS = 10.0
 

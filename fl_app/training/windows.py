@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional
 
 from fl_app.config import Job
+from fl_app.data.grid import Box
 from fl_app.training.precision import MixedPrecision
 
-Box = tuple[slice, slice, slice]
 ReadBox = Callable[[Box], torch.Tensor]  # (channels, x, y, z) of a box
 Triple = tuple[int, int, int]
 
