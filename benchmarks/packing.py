@@ -2,7 +2,8 @@
 
 The first is a convolution of the image in strides of two, twice; the last one a transposed convolution to two channels
 with its normalisation and activation, and a residual unit. Against the same as MONAI builds them, and as they were
-computed before packing: each layer by itself in the quickest way that is known here. One thread, processor time.
+computed before packing: each layer by itself in the quickest way that is known here. Packed first convolutions are
+timed on a processor without matrix units (AMX), too, where they are not used. One thread, processor time.
 
     .venv/bin/python -m benchmarks.packing [--repeats N] [--json FILE]
 """
@@ -19,6 +20,7 @@ from torch import nn
 from benchmarks.timing import in_turns, show
 from fl_app.config import Job
 from fl_app.networks.registry import build_network
+from fl_app.training import layers
 from fl_app.training.adapting import adapt_layers
 
 IMAGE, BELOW = (1, 1, 96, 96, 96), (1, 32, 48, 48, 48)
@@ -53,11 +55,12 @@ def main(repeats: int, report: Path | None) -> None:
     network = cast(Any, build_network(Job.model_validate({"network": {"channels": [16, 32, 64, 128]}})))
     first, _, last = network.model
     for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        layers = {"packed": adapt_layers(copy.deepcopy(last)), "by layer": by_layer(copy.deepcopy(last)), "MONAI": last}
-        ways = {f"last block, {each}, {name}": both_ways(layer, BELOW, kind, 1) for each, layer in layers.items()}
+        blocks = {"packed": adapt_layers(copy.deepcopy(last)), "by layer": by_layer(copy.deepcopy(last)), "MONAI": last}
+        ways = {f"last block, {each}, {name}": both_ways(layer, BELOW, kind, 1) for each, layer in blocks.items()}
         compare(ways, repeats, report and report.with_stem(f"{report.stem}-last-{name}"))
-    layers = {"packed": adapt_layers(copy.deepcopy(first.residual)), "torch": first.residual}
-    ways = {f"first two, {each}, bf16": both_ways(layer, IMAGE, torch.bfloat16, 2) for each, layer in layers.items()}
+    layers.HAS_TILES = True
+    kinds = {"packed": adapt_layers(copy.deepcopy(first.residual)), "torch": first.residual}
+    ways = {f"first two, {each}, bf16": both_ways(layer, IMAGE, torch.bfloat16, 2) for each, layer in kinds.items()}
     compare(ways, repeats, report and report.with_stem(f"{report.stem}-first-bf16"))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from fl_app.config import Job
 from fl_app.networks.registry import build_network
+from fl_app.training import layers
 from fl_app.training.adapting import QuickUp, adapt_layers
 from fl_app.training.packing import packed_map, unpacked
 from tests.bf16 import needs_bf16
@@ -72,11 +73,11 @@ def test_a_last_block_and_its_gradients_are_monais(channels, patches):
 def test_a_last_block_in_bf16_is_as_near_as_layer_by_layer(layout):
     plain = last_block(inputs=32)
     quick = adapt_layers(copy.deepcopy(plain)).to(memory_format=layout)
-    layers = adapt_layers(nn.Sequential(*copy.deepcopy(plain), nn.Identity()))  # three: no last block
-    assert type(layers) is nn.Sequential
+    by_layer = adapt_layers(nn.Sequential(*copy.deepcopy(plain), nn.Identity()))  # three: no last block
+    assert type(by_layer) is nn.Sequential
     images = torch.randn(2, 32, 12, 10, 8).contiguous(memory_format=layout)
     exact = results(plain, images, torch.float64)
-    usual = errors(results(layers, images, torch.bfloat16), exact)
+    usual = errors(results(by_layer, images, torch.bfloat16), exact)
     for name, error in errors(results(quick, images, torch.bfloat16), exact).items():
         assert error < 1.3 * usual[name] + 1e-3, name
 
@@ -135,7 +136,9 @@ def test_a_last_block_is_traced_as_monais():
 @needs_bf16
 @pytest.mark.parametrize("patches", [1, 2])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_first_convolution_in_bf16_is_as_near_as_torchs(patches, channels):
+@pytest.mark.parametrize("tiles", [True, False])
+def test_a_first_convolution_in_bf16_is_as_near_as_torchs(monkeypatch, patches, channels, tiles):
+    monkeypatch.setattr(layers, "HAS_TILES", tiles)
     torch.manual_seed(0)
     plain = nn.Conv3d(channels, 16, 3, 2, 1)
     images = torch.randn(patches, channels, 16, 12, 8)
@@ -148,7 +151,8 @@ def test_a_first_convolution_in_bf16_is_as_near_as_torchs(patches, channels):
 
 
 @needs_bf16
-def test_a_first_convolution_of_odd_sides_is_torchs():
+def test_a_first_convolution_of_odd_sides_is_torchs(monkeypatch):
+    monkeypatch.setattr(layers, "HAS_TILES", True)
     plain = nn.Conv3d(1, 16, 3, 2, 1)
     images = torch.randn(1, 1, 17, 12, 8)
     found = results(adapt_layers(copy.deepcopy(plain)), images, torch.bfloat16)

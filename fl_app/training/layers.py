@@ -25,6 +25,8 @@ from fl_app.training.whole_gpu import is_quick_for, normalised
 
 LEAST_CHANNELS = 16  # channels that a CPU computes at once
 FEW_CHANNELS = 4  # so few that what a CPU computes for nothing matters
+# a CPU with matrix units (AMX), which one channel leaves empty; others compute it quickly as it is
+HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 LEAST_SIDE = 4  # of a packed map: where bf16 is wrong, it has less (`GuardedConv3d`)
 _SLAB_VALUES = 2**16  # that are summed at a time
 
@@ -58,7 +60,7 @@ class GuardedConv3d(nn.Conv3d):
 
     def _is_quick_for(self, features: torch.Tensor) -> bool:
         """Whether packed maps are quicker (`fl_app.training.packing`): not in fp32."""
-        if not computed_on_cpu(features) or _kind_on_cpu(features).itemsize > 2:
+        if not HAS_TILES or not computed_on_cpu(features) or _kind_on_cpu(features).itemsize > 2:
             return False
         wanted = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), 1, 1)
         found = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.in_channels)
