@@ -56,7 +56,7 @@ class Rounding:
         for name, value in owed.items():
             if value.dim() > 1:
                 # of a training that has diverged nothing is carried over
-                self.rest[name] = (value - sent[name]).nan_to_num_(0.0, 0.0, 0.0)
+                self.rest[name] = sent[name].neg_().add_(value).nan_to_num_(0.0, 0.0, 0.0)
         return packed
 
 
@@ -83,7 +83,7 @@ def _pack(value: torch.Tensor, bits: int) -> torch.Tensor:
     blocks.view(-1)[: len(flat)] = flat
     scales = (blocks.abs().amax(1, keepdim=True) / largest).to(_SCALE)
     numbers = blocks.div_(scales.float()).nan_to_num_(0.0).round_().clamp_(-largest, largest)
-    whole = (numbers.view(-1)[: len(flat)] + largest).to(torch.uint8)
+    whole = numbers.add_(largest).view(-1)[: len(flat)].to(torch.uint8)
     coded = whole if bits == 8 else _deflate(whole)
     return torch.cat([scales.view(torch.uint8).reshape(-1), coded])
 

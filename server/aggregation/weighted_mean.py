@@ -63,6 +63,6 @@ class WeightedMean:
         if not any(self.weights.values()):
             raise FederationError("no site's update could be used")
         return {
-            name: (value.double() + self._sums[name].double() / (max(self.weights[name], 1) * _SCALE)).to(value.dtype)
+            name: self._sums[name].double().div_(max(self.weights[name], 1) * _SCALE).add_(value).to(value.dtype)
             for name, value in self._like.items()
         }
