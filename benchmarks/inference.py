@@ -79,7 +79,7 @@ def train(cases: Sequence[PreparedCase]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Train, segment, print two tables."""
+    """Train, segment, print the tables."""
     parser = argparse.ArgumentParser(description="Sliding-window inference against MONAI's.")
     parser.add_argument("repetitions", type=int, nargs="?", default=5)
     parser.add_argument("--json", type=Path)

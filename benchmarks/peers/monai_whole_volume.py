@@ -14,23 +14,39 @@ from monai.inferers.utils import sliding_window_inference
 from monai.transforms import (
     AsDiscreted,
     Compose,
-    EnsureChannelFirst,
     EnsureChannelFirstd,
     Invertd,
-    LoadImage,
     LoadImaged,
-    Orientation,
     Orientationd,
     SaveImaged,
-    ScaleIntensityRange,
     ScaleIntensityRanged,
-    Spacing,
     Spacingd,
 )
 
 from fl_app.config import Job
 from fl_app.model_file import load_model
 from fl_app.networks.registry import build_network
+
+
+def loading(job: Job) -> Compose:
+    """The tutorial's chain: a scan on the job's grid, its window of intensities mapped to 0..1."""
+    low, high = job.data.window_hu
+    return Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", "RAS"),
+            Spacingd("image", job.data.spacing_mm, mode="bilinear"),
+            ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True),
+        ]
+    )
+
+
+def logits(network: torch.nn.Module, job: Job, image: torch.Tensor) -> torch.Tensor:
+    """(classes, x, y, z) of an image (1, x, y, z), with sums that span all of it."""
+    overlap = job.evaluation.overlap
+    found = sliding_window_inference(image[None], job.window, 1, network, overlap=overlap, mode="gaussian")
+    return found[0]
 
 
 def segment_to_file(network: torch.nn.Module, job: Job, scan: Path, out: Path) -> Path:
@@ -42,16 +58,7 @@ def segment_to_file(network: torch.nn.Module, job: Job, scan: Path, out: Path) -
         scan: a NIfTI file.
         out: the folder.
     """
-    low, high = job.data.window_hu
-    load = Compose(
-        [
-            LoadImaged("image"),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", "RAS"),
-            Spacingd("image", job.data.spacing_mm, mode="bilinear"),
-            ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True),
-        ]
-    )
+    load = loading(job)
     finish = Compose(
         [
             Invertd("pred", load, orig_keys="image", nearest_interp=False, to_tensor=True),
@@ -61,10 +68,7 @@ def segment_to_file(network: torch.nn.Module, job: Job, scan: Path, out: Path) -
     )
     with torch.no_grad():
         item = load({"image": scan})
-        logits = sliding_window_inference(
-            item["image"][None], job.window, 1, network, overlap=job.evaluation.overlap, mode="gaussian"
-        )
-        finish({**item, "pred": logits[0]})
+        finish({**item, "pred": logits(network, job, item["image"])})
     return next(out.glob("*_seg.nii.gz"))
 
 
@@ -80,22 +84,9 @@ def predict_whole(model: Path, scan: Path, out: Path) -> None:
     job = info.job
     network = build_network(job).eval()
     network.load_state_dict(weights)
-    low, high = job.data.window_hu
-    load = Compose(
-        [
-            LoadImage(image_only=True),
-            EnsureChannelFirst(),
-            Orientation("RAS"),
-            Spacing(job.data.spacing_mm, mode="bilinear"),
-            ScaleIntensityRange(low, high, 0.0, 1.0, clip=True),
-        ]
-    )
     with torch.no_grad():
-        image = load(scan)
-        logits = sliding_window_inference(
-            image[None], job.window, 1, network, overlap=job.evaluation.overlap, mode="gaussian"
-        )
-        found = logits[0].softmax(0).numpy()
+        image = loading(job)({"image": scan})["image"]
+        found = logits(network, job, image).softmax(0).numpy()
     out.mkdir()
     np.save(out / "probabilities.npy", found)
     nibabel.save(nibabel.Nifti1Image(found.argmax(0).astype(np.uint8), np.asarray(image.affine)), out / "label.nii")

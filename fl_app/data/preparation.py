@@ -131,9 +131,8 @@ def _read(path: Path) -> tuple[Volume, Grid]:
         raise DataError(f"{path}: {unusable.finding.problem} {unusable.finding.remedy}") from None
     turn = nibabel.io_orientation(stored.affine)
     voxels = nibabel.apply_orientation(stored.voxels, turn)
-    affine = stored.affine @ nibabel.orientations.inv_ornt_aff(turn, stored.voxels.shape)
-    x, y, z = voxels.shape
-    return voxels, Grid((x, y, z), affine)
+    x, y, z = stored.voxels.shape
+    return voxels, Grid((x, y, z), stored.affine).in_ras()
 
 
 def _number_organs(label: Volume, settings: DataSettings) -> NDArray[np.uint8]:

@@ -70,9 +70,8 @@ def resample_linearly(volume: Volume, source: Grid, wanted: Grid, padding: Paddi
     for axis, (fade, part) in enumerate(zip(fades, box, strict=True)):
         for place in np.flatnonzero(fade[part] < 1):
             made.select(axis, int(place)).mul_(float(fade[part][place]))
-    # in memory as what was made
-    order = np.argsort([-stride for stride in made.stride()], kind="stable").tolist()
-    found = torch.zeros([wanted.shape[axis] for axis in order]).permute(np.argsort(order).tolist())
+    slowest_first, _ = _in_memory_order(made.numpy())  # the result lies in memory as what was made
+    found = torch.zeros(wanted.with_axes(slowest_first).shape).permute(np.argsort(slowest_first).tolist())
     found[box] = made
     return found
 
